@@ -1,0 +1,26 @@
+"""Shape aliases, the only file that writes shape strings.
+
+B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), C tokens of a chunk,
+V vocabulary entries, N tokens of a packed row, D width of the hidden vectors.
+"""
+
+from typing import TypeAlias
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+TokenInt: TypeAlias = Int[Tensor, "B T"]
+TokenFloat: TypeAlias = Float[Tensor, "B T"]
+TokenBool: TypeAlias = Bool[Tensor, "B T"]
+RowInt: TypeAlias = Int[Tensor, " B"]
+RowFloat: TypeAlias = Float[Tensor, " B"]
+RowBool: TypeAlias = Bool[Tensor, " B"]
+PairFloat: TypeAlias = Float[Tensor, " P"]
+PairBool: TypeAlias = Bool[Tensor, " P"]
+ChunkInt: TypeAlias = Int[Tensor, " C"]
+ChunkFloat: TypeAlias = Float[Tensor, " C"]
+ChunkLogits: TypeAlias = Float[Tensor, "C V"]
+FlatInt: TypeAlias = Int[Tensor, " N"]
+FlatFloat: TypeAlias = Float[Tensor, " N"]
+Hidden: TypeAlias = Float[Tensor, "N D"]
+Scalar: TypeAlias = Float[Tensor, ""]

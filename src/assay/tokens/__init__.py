@@ -1,1 +1,1 @@
-"""TBD."""
+"""From conversations to token ids and from token ids to packed trees."""

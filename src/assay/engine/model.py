@@ -1,0 +1,227 @@
+"""One module that owns body, vocabulary head and scalar heads; its forward returns columns `[B, T]`.
+
+Trees go in packed into one row where the family takes them, else each response in a padded row of its own. Nothing
+outside of `forward` touches a weight, so the whole module can be sharded.
+"""
+
+import inspect
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from assay.batch import ModelOutput, TokenBatch, Trunks, VocabularyFn
+from assay.engine.attention import TREE, TreeAttention, attend_to
+from assay.engine.vocabulary import over_vocabulary, token_logprobs
+from assay.tokens.trees import Packed, pack, pad
+
+logger = logging.getLogger("assay")
+
+KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+class Model(nn.Module):
+    """A transformers network and its heads.
+
+    `heads` maps "value" and "reward" to linear layers [D] -> [1], computed in fp32. A sequence classifier's own
+    `score` layer serves as "reward".
+    """
+
+    def __init__(self, network: Any, heads: Mapping[str, nn.Linear] | None = None) -> None:
+        super().__init__()
+        self.network = network
+        self.heads = nn.ModuleDict(heads or {})
+        self.temperature = 1.0
+        self.shares_prompts = takes_trees(network)
+
+    @property
+    def config(self) -> Any:
+        """The text model's configuration."""
+        return self.network.config.get_text_config()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.network.parameters()).device
+
+    @property
+    def vocabulary_head(self) -> nn.Linear | None:
+        """The layer that makes logits; None for a sequence classifier."""
+        return self.network.get_output_embeddings()
+
+    def head(self, name: str) -> nn.Linear:
+        """The scalar head of that name."""
+        if name in self.heads:
+            return cast(nn.Linear, self.heads[name])
+        if name == "reward" and hasattr(self.network, "score"):
+            return self.network.score
+        raise KeyError(f"the model has no {name} head")
+
+    def pack(self, batch: TokenBatch) -> Packed:
+        """Rows as this family takes them."""
+        return pack(batch) if self.shares_prompts else pad(batch, self.config.pad_token_id or 0)
+
+    def forward(
+        self,
+        batch: TokenBatch,
+        reads: Iterable[str],
+        vocabulary: Mapping[str, VocabularyFn] | None = None,
+        columns: Mapping[str, Tensor] | None = None,
+    ) -> ModelOutput:
+        """Columns of the batch's responses: of logprobs, entropy, values, token_rewards and rewards those in `reads`.
+
+        `vocabulary` functions see the logits of counted tokens and the `columns` [B, T] at those tokens; "targets"
+        (the token ids) is always among them. Where the mask is False, or a first token follows nothing, columns are 0.
+        """
+        wanted = set(reads)
+        rows = self.pack(batch)
+        hidden = self._hidden(rows)
+        found: dict[str, Any] = {}
+        counted = (batch.mask & rows.follows).to(hidden.device)
+        if wanted & {"logprobs", "entropy"} or vocabulary:
+            found |= self._over_vocabulary(batch, rows, hidden, counted, wanted, vocabulary or {}, columns or {})
+        if "values" in wanted:
+            found["values"] = self._scalar("value", hidden, rows.before, rows.follows)
+        if "token_rewards" in wanted:
+            found["token_rewards"] = self._scalar("reward", hidden, rows.at, rows.real)
+        if "rewards" in wanted:
+            last = rows.at.gather(1, (batch.lengths - 1).clamp(min=0)[:, None]).squeeze(1)
+            found["rewards"] = self._scalar("reward", hidden, last, batch.lengths > 0)
+        return ModelOutput(**found)
+
+    def _hidden(self, rows: Packed) -> Tensor:
+        """[R * L, D] the last hidden vectors."""
+        device = self.device
+        ids = rows.ids.to(device)
+        if rows.layout is None:
+            assert rows.padding is not None
+            return hidden_states(self.network, ids, attention_mask=rows.padding.to(device))
+        with attend_to(TreeAttention(rows.layout)):
+            return hidden_states(self.network, ids, position_ids=rows.positions.to(device))
+
+    def _scalar(self, name: str, hidden: Tensor, places: Tensor, where: Tensor) -> Tensor:
+        """A head's output at `places`, 0 elsewhere."""
+        places, where = places.to(hidden.device), where.to(hidden.device)
+        head = self.head(name)
+        out = torch.zeros(places.shape, dtype=torch.float32, device=hidden.device)
+        value = head(hidden[places[where]].to(head.weight.dtype)).squeeze(-1).float()
+        return out.masked_scatter(where, value)
+
+    def _over_vocabulary(
+        self,
+        batch: TokenBatch,
+        rows: Packed,
+        hidden: Tensor,
+        counted: Tensor,
+        wanted: set[str],
+        functions: Mapping[str, VocabularyFn],
+        columns: Mapping[str, Tensor],
+    ) -> dict[str, Any]:
+        head = self.vocabulary_head
+        if head is None:
+            raise TypeError(f"{type(self.network).__name__} has no vocabulary head")
+        here = hidden[rows.before.to(hidden.device)[counted]]
+        targets = batch.ids.to(hidden.device)[counted]
+        found: dict[str, Any] = {}
+
+        def spread(values: Tensor) -> Tensor:
+            return torch.zeros(counted.shape, dtype=values.dtype, device=values.device).masked_scatter(counted, values)
+
+        bias = head.bias
+        settings = {"temperature": self.temperature, "cap": logit_cap(self.config), "scale": logit_scale(self.config)}
+        if wanted & {"logprobs", "entropy"}:
+            logprobs, entropy = token_logprobs(
+                here, head.weight, bias, targets, **settings, entropy="entropy" in wanted
+            )
+            found["logprobs"] = spread(logprobs)
+            if entropy is not None:
+                found["entropy"] = spread(entropy)
+        if functions:
+            given = {"targets": targets} | {n: c.to(hidden.device)[counted] for n, c in columns.items()}
+            found["vocabulary"] = {
+                name: spread(over_vocabulary(function, here, head.weight, bias, given, **settings))
+                for name, function in functions.items()
+            }
+        return found
+
+
+def hidden_states(network: Any, ids: Tensor, **inputs: Any) -> Tensor:
+    """[R * L, D] the body's last hidden vectors for ids [R, L]."""
+    out = network.base_model(input_ids=ids, use_cache=False, **inputs).last_hidden_state
+    return out.flatten(0, 1)
+
+
+def logit_cap(config: Any) -> float | None:
+    """Soft cap on the logits (Gemma)."""
+    return getattr(config, "final_logit_softcapping", None)
+
+
+def logit_scale(config: Any) -> float:
+    """Factor on the logits (Granite divides, Cohere multiplies)."""
+    if getattr(config, "logits_scaling", None) is not None:
+        return 1 / config.logits_scaling
+    scale = getattr(config, "logit_scale", None)
+    return 1.0 if scale is None else scale
+
+
+def takes_trees(network: Any) -> bool:
+    """Switch the network to tree attention if its family takes it, proven on a small tree; else leave it as it was.
+
+    A family that only warns about an unknown attention, has recurrent or chunked layers, ignores position ids or
+    computes something else than it does alone keeps its own attention, and its prompts are not shared.
+    """
+    config = network.config.get_text_config()
+    family = type(network).__name__
+    layers = set(getattr(config, "layer_types", None) or ())
+    reason = ""
+    if layers - KNOWN_LAYERS:
+        reason = f"layers of type {', '.join(sorted(layers - KNOWN_LAYERS))}"
+    elif "position_ids" not in inspect.signature(network.base_model.forward).parameters:
+        reason = "no position ids"
+    elif not getattr(network, "_supports_attention_backend", False):
+        reason = "attention that cannot be replaced"
+    if not reason:
+        before = config._attn_implementation
+        alone = _probe(network, shared=False)
+        network.set_attn_implementation(TREE)
+        if config._attn_implementation != TREE:
+            reason = "attention that was not replaced when asked"
+        else:
+            together = _probe(network, shared=True)
+            error = float((together - alone).norm() / alone.norm().clamp(min=1e-12))
+            if error > (1e-3 if alone.dtype == torch.float32 else 0.1):
+                reason = f"another result for a tree than for its parts (relative error {error:.2g})"
+        if reason:
+            network.set_attn_implementation(before)
+    if reason:
+        logger.info("%s: prompts are not shared between responses: %s", family, reason)
+    return not reason
+
+
+@torch.no_grad()
+def _probe(network: Any, *, shared: bool) -> Tensor:
+    """Hidden vectors of the responses of a tiny tree, computed together or each alone."""
+    was_training = network.training
+    network.eval()
+    device = next(network.parameters()).device
+    size = network.config.get_text_config().vocab_size
+    ids = torch.arange(1, 13) * 7919 % min(size, 1000)
+    lengths = torch.tensor([3, 2, 4])
+    batch = TokenBatch(
+        prompts=Trunks((ids[:3],)),
+        ids=torch.stack([ids[3:7], ids[7:11], ids[8:12]]),
+        mask=torch.arange(4) < lengths[:, None],
+        lengths=lengths,
+        group=torch.zeros(3, dtype=torch.long),
+    )
+    rows = pack(batch) if shared else pad(batch, 0)
+    if shared and rows.layout is not None:
+        with attend_to(TreeAttention(rows.layout)):
+            hidden = hidden_states(network, rows.ids.to(device), position_ids=rows.positions.to(device))
+    else:
+        assert rows.padding is not None
+        hidden = hidden_states(network, rows.ids.to(device), attention_mask=rows.padding.to(device))
+    network.train(was_training)
+    return hidden[rows.at[rows.real].to(device)]

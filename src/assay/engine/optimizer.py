@@ -1,0 +1,142 @@
+"""AdamW over one flat buffer: fp32 masters, gradients accumulated in fp32, whatever type the model computes in."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatAdamW:
+    """Decoupled weight decay Adam (Loshchilov & Hutter 2019, arXiv:1711.05101) on flattened parameters.
+
+    All trainable parameters live in two fp32 buffers, with weight decay (matrices) and without (the rest). A
+    parameter that computes in another type (bf16) keeps its own tensor, refreshed from the master after each step;
+    an fp32 parameter is a view of its master. One buffer makes the step a few large operations, not thousands.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        named = [(name, p) for name, p in parameters if p.requires_grad]
+        if not named:
+            raise ValueError("no parameter is trainable")
+        decayed = [(name, p) for name, p in named if p.ndim > 1]
+        others = [(name, p) for name, p in named if p.ndim <= 1]
+        self.groups = [_Group(members) for members in (decayed, others) if members]
+        decays = [weight_decay] * bool(decayed) + [0.0] * bool(others)
+        options = [{"params": [g.master], "weight_decay": d} for g, d in zip(self.groups, decays, strict=True)]
+        fused = named[0][1].device.type in ("cpu", "cuda")
+        self.adam = torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=fused)
+
+    @torch.no_grad()
+    def gradient_norm(self) -> float:
+        """L2 norm of all gradients."""
+        return float(torch.stack([group.grad.norm() for group in self.groups]).norm())
+
+    @torch.no_grad()
+    def step(self, *, lr: float, max_norm: float | None) -> float:
+        """Clip to `max_norm`, update, zero the gradients. Returns the norm before clipping.
+
+        A gradient that is not finite changes nothing and raises: weights are never updated with NaN.
+        """
+        norm = self.gradient_norm()
+        if not norm < float("inf"):
+            self.zero_grad()
+            raise FloatingPointError(f"the gradient's norm is {norm}: nothing was updated")
+        for group, options in zip(self.groups, self.adam.param_groups, strict=True):
+            if max_norm is not None and norm > max_norm:
+                group.grad.mul_(max_norm / norm)
+            group.master.grad = group.grad
+            options["lr"] = lr
+        self.adam.step()
+        for group in self.groups:
+            group.publish()
+        self.zero_grad()
+        return norm
+
+    @torch.no_grad()
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for group in self.groups:
+            group.grad.zero_()
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Name -> accumulated fp32 gradient, views of the buffer."""
+        return {name: view for group in self.groups for name, view in group.views(group.grad).items()}
+
+    def masters(self) -> dict[str, Tensor]:
+        """Name -> fp32 weight, views of the buffer."""
+        return {name: view for group in self.groups for name, view in group.views(group.master.data).items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs, as flat tensors."""
+        state: dict[str, Tensor] = {}
+        for index, group in enumerate(self.groups):
+            state[f"{index}.master"] = group.master.data
+            for name, value in self.adam.state[group.master].items():
+                state[f"{index}.{name}"] = value
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From `state_dict`; a missing, unexpected or misshapen entry is an error."""
+        for index, group in enumerate(self.groups):
+            entries = {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{index}.")}
+            master = entries.pop("master", None)
+            if master is None or master.shape != group.master.shape:
+                raise ValueError(f"optimiser group {index}: the saved weights do not fit this model")
+            group.master.data.copy_(master)
+            self.adam.state[group.master] = {name: value.clone() for name, value in entries.items()}
+            group.publish()
+        if extra := {key.split(".")[0] for key in state} - {str(i) for i in range(len(self.groups))}:
+            raise ValueError(f"unexpected optimiser groups {sorted(extra)}")
+
+
+class _Group:
+    """Parameters that share a weight decay, as one master and one gradient buffer."""
+
+    def __init__(self, members: list[tuple[str, nn.Parameter]]) -> None:
+        self.names = [name for name, _ in members]
+        self.parameters = [p for _, p in members]
+        device = self.parameters[0].device
+        flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=torch.float32, device=device)
+        self.master = nn.Parameter(flat)
+        self.grad = torch.zeros_like(flat)
+        weights, grads = self.views(self.master.data), self.views(self.grad)
+        for name, p in members:
+            weights[name].copy_(p.data)
+            if p.dtype == torch.float32:
+                p.data = weights[name]
+                p.grad = grads[name]
+            else:
+                p.register_post_accumulate_grad_hook(_move_gradient(grads[name]))
+
+    def views(self, flat: Tensor) -> dict[str, Tensor]:
+        """Name -> the part of `flat` that is this parameter's."""
+        found: dict[str, Tensor] = {}
+        start = 0
+        for name, p in zip(self.names, self.parameters, strict=True):
+            found[name] = flat[start : start + p.numel()].view(p.shape)
+            start += p.numel()
+        return found
+
+    def publish(self) -> None:
+        """Copy the masters into the parameters that compute in another type."""
+        for p, view in zip(self.parameters, self.views(self.master.data).values(), strict=True):
+            if p.dtype != torch.float32:
+                p.data.copy_(view)
+
+
+def _move_gradient(target: Tensor) -> Callable[[Tensor], None]:
+    def hook(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        target.add_(parameter.grad)
+        parameter.grad = None
+
+    return hook

@@ -10,14 +10,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-compile --constraint constraints.txt
 PYTEST := $(BIN)/pytest --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# Compiling all of torch and transformers takes longer than installing them, so modules are compiled when first imported.
+# Compiling every module of torch and transformers takes longer than installing them: each is compiled at first import.
 unexport PYTHONDONTWRITEBYTECODE
 export NO_MKDOCS_2_WARNING := 1
 # Tests run side by side, each on one thread.
-check test test-slow: export OMP_NUM_THREADS := 1
+tests test-slow: export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-bad test test-slow check bench docs clean
+.PHONY: help demo demo-bad test check lint layers types docs tests test-slow bench clean
 
 help: ## list these targets
 	@echo "make TARGET, where TARGET is:"
@@ -29,14 +29,24 @@ demo: $(VENV)/.runtime ## the whole pipeline on the embedded model, feedback to 
 demo-bad: $(VENV)/.runtime ## the same with a reward that loves length: the audit must stop it
 	@$(BIN)/assay demo --bad
 
-test: check ## set up and check everything, as CI does
+test: check ## set up what is missing and check everything, as CI does
 
-check: $(VENV)/.dev ## lint, format, layers, types, documentation, tests
+check: lint layers types docs tests ## the same; each part is a target too
+
+lint: $(VENV)/.dev ## ruff, rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+layers: $(VENV)/.dev ## imports point down
 	$(BIN)/lint-imports --no-cache
+
+types: $(VENV)/.dev ## basedpyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.dev ## build the documentation into site/
 	$(BIN)/mkdocs build --strict --quiet
+
+tests: $(VENV)/.dev ## pytest, on up to four cores
 	$(PYTEST)
 
 test-slow: $(VENV)/.dev ## the tests that train for minutes
@@ -44,9 +54,6 @@ test-slow: $(VENV)/.dev ## the tests that train for minutes
 
 bench: $(VENV)/.runtime ## measure speed; figures go to benchmarks/results
 	@$(BIN)/python benchmarks/bench.py
-
-docs: $(VENV)/.dev ## build the documentation into site/
-	$(BIN)/mkdocs build --strict
 
 clean: ## remove the environment, caches and built files
 	rm -rf $(VENV) site .pytest_cache .ruff_cache .hypothesis
@@ -57,7 +64,8 @@ $(VENV)/.python:
 	  echo "Set-up 1/4: $$("$$python" --version) in $(VENV)"; \
 	  "$$python" -m venv $(VENV) && $(INSTALL) -qq --upgrade pip && touch $@; exit; \
 	done; \
-	echo "Assay needs Python 3.11, 3.12 or 3.13, and $(or $(PYTHON),python3) is $$("$(or $(PYTHON),python3)" --version 2>&1)." >&2; \
+	echo "Assay needs Python 3.11, 3.12 or 3.13; $(or $(PYTHON),python3) says:" >&2; \
+	"$(or $(PYTHON),python3)" --version >&2; \
 	echo "Name one: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1
 
 $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.python

@@ -44,7 +44,7 @@ types: $(VENV)/.dev ## basedpyright
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 docs: $(VENV)/.dev ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	$(BIN)/mkdocs build --strict
 
 tests: $(VENV)/.dev ## pytest, on up to four cores
 	$(PYTEST)

@@ -262,4 +262,5 @@ def _margin(row: dict[str, Any]) -> dict[str, float]:
 
 
 def _meta(row: dict[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in used}
+    """The other columns; a null says as much as a column that is not there."""
+    return {name: value for name, value in row.items() if name not in used and value is not None}

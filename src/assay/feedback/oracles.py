@@ -18,6 +18,7 @@ from assay.settings import InputError, Settings
 WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 STEM = 5  # letters on which content words match, so that "painting" meets "paintings" and "painter"
+PROSE = 0.2  # share of function words; in the answers of people (LIMA) its median is 0.47
 NO_CONTENT = """
 a about above after again all also am an and any are as at be because been before being below between both but by can
 could did do does doing don't down during each few for from further give had has have having he her here hers him his
@@ -39,19 +40,20 @@ class Oracle(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextOracle(Settings):
-    """A weighted sum of six parts, each a plain function of the text; a weight of 0 leaves its part out.
+    """A weighted sum of seven parts, each a plain function of the text; a weight of 0 leaves its part out.
 
     Each weight is the most that its part adds or takes away, except brevity's, which grows with the logarithm of the
     length. Sentiment: VADER, Hutto & Gilbert 2014.
     """
 
-    sentiment: float = 2.0  # VADER's compound in [-1, 1], mean over sentences
+    sentiment: float = 4.0  # VADER's compound in [-1, 1], mean over sentences
     on_topic: float = 2.0  # content words of the prompt taken up: 1 - exp(-number / 2)
-    brevity: float = 1.0  # log(1 + words beyond the target / target)
-    repetition: float = 4.0  # share of word pairs said before, or of words said twice in a row
-    echo: float = 3.0  # share of the answer's word triples that stand in the prompt
-    substance: float = 3.0  # how far short of `min_words` an answer falls, as a share
-    target_words: int = 60
+    brevity: float = 2.0  # log(1 + words beyond the target / target)
+    repetition: float = 6.0  # share of word pairs said before, or of words said twice in a row
+    echo: float = 6.0  # share of the answer's word triples that stand in the prompt
+    substance: float = 6.0  # how far short of `min_words` an answer falls, as a share
+    prose: float = 6.0  # how far short of a fifth the share of function words falls: word lists have none
+    target_words: int = 50
     min_words: int = 8
 
     def __post_init__(self) -> None:
@@ -76,6 +78,7 @@ class TextOracle(Settings):
             "brevity": lambda: -excess(len(said), self.target_words),
             "repetition": lambda: -repeated(said),
             "echo": lambda: -echoed(asked, said),
+            "prose": lambda: -listed(said),
             "substance": lambda: -max(0.0, 1 - len(said) / self.min_words),
         }
         weights: Mapping[str, float] = {name: getattr(self, name) for name in values}
@@ -132,6 +135,13 @@ def repeated(said: Sequence[str]) -> float:
     again = len(pairs) - len(set(pairs))
     doubled = sum(first == second for first, second in pairs)
     return max(again, doubled) / len(pairs)
+
+
+def listed(said: Sequence[str]) -> float:
+    """How far the share of function words falls short of PROSE, as a share of it, in [0, 1]; 0 for no words."""
+    if not said:
+        return 0.0
+    return max(0.0, 1 - sum(word in FUNCTION_WORDS for word in said) / len(said) / PROSE)
 
 
 def echoed(asked: Sequence[str], said: Sequence[str]) -> float:

@@ -30,7 +30,8 @@ def write_records(path: str | Path, records: Iterable[Record], *, columns: bool 
         with _whole_file(path) as file:
             write(file, rows)
     except (UnicodeEncodeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} was not written: a record holds what JSON cannot carry ({error})") from error
+        carries = "JSON" if ".json" in path.name else "one Parquet column (try .jsonl)"
+        raise InputError(f"{path} was not written: the records hold what {carries} cannot carry: {error}") from error
     return path
 
 

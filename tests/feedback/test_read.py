@@ -1,5 +1,6 @@
 import gzip
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from assay.feedback import read_comparisons, read_demonstrations, read_prompts, read_texts
+from assay.records import Comparison, reply, user_prompt
 from assay.settings import InputError
 from feedback.rows import GOOD, PAIRS, lines, turns
 from shared_data import shared
@@ -34,6 +36,7 @@ def test_nothing_there(tmp_path: Path) -> None:
     assert "a file of records ends in .jsonl" in wrong(lines(tmp_path / "pairs.txt", GOOD))
 
 
+OWN = Comparison(prompt=user_prompt("Hi"), responses=(reply("x"), reply("y")))
 BAD_LINES = [
     (b'{"prompt": "a", "chosen": "b"', "cut line",
      "the last line is cut"),
@@ -77,6 +80,8 @@ BAD_LINES = [
      "the row has images"),
     (b'{"kind": "rating", "prompt": {}}', "wrong kind",
      "the row is a rating"),
+    (json.dumps({**OWN.to_json(), "annotator": ["a"]}).encode(), "wrong type",
+     "annotator must be text; got list"),
     (b'{"kind": "comparison", "responses": []}', "wrong type",
      "not a whole comparison record"),
     (b"[1]", "wrong type",
@@ -249,3 +254,38 @@ def test_real_prompts_demonstrations_and_texts() -> None:
     shown = read_demonstrations(shared("sft_lima.jsonl")).records
     assert len(shown) == 1029 and all(record.response[0].role == "assistant" for record in shown)
     assert read_texts(shared("text_c4_wiki_demo.jsonl")).report.num_kept == 330
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz"])
+def test_whatever_is_damaged_the_error_is_an_input_error(tmp_path: Path, name: str) -> None:
+    rows = [{**GOOD, "prompt": turns(("user", "Grüße"))}, {**PAIRS[1], "prompt": turns(("user", "Bye"))}]
+    path = tmp_path / name
+    if name.endswith(".csv"):
+        path.write_text('prompt,chosen,rejected\n"a ""b""",c,d\ne,"f\ng",h\n')
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows, indent=1))
+    else:
+        text = "\n".join(map(json.dumps, rows)).encode()
+        path.write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    whole, draw, outcomes = path.read_bytes(), random.Random(name), set()
+    for _ in range(150):
+        damaged, place = bytearray(whole), draw.randrange(len(whole))
+        match draw.randrange(4):
+            case 0:
+                damaged[place] = draw.randrange(256)
+            case 1:
+                del damaged[place : place + draw.randrange(1, 30)]
+            case 2:
+                damaged = damaged[: place + 1]
+            case 3:
+                damaged[place:place] = draw.choice([b"\0", b"\xff", b"\n", b'"', b"\xef\xbb\xbf", b"\\ud800"])
+        path.write_bytes(damaged)
+        try:
+            read_comparisons(path, on_bad=draw.choice(["error", "skip"]))
+            outcomes.add("read")
+        except InputError as error:
+            assert str(path) in str(error)
+            outcomes.add("refused")
+    assert "refused" in outcomes

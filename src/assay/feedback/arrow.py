@@ -42,7 +42,7 @@ def saved_rows(folder: Path) -> Found:
 def _damage_named(path: Path, kind: str) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # the last: a damaged column name
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a whole {kind} file ({first}): write or download it again") from error
 

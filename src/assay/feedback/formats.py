@@ -131,6 +131,7 @@ def own_record(row: dict[str, Any]) -> Prompt | Comparison | Demonstration | Rol
                 data[name] = json.loads(data[name])
         if "preference" in data:
             data["preference"] = float(data["preference"])
+        data |= {name: _word(data, name) for name in ("id", "annotator", "source", "objective") if name in data}
         return record.from_json(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)

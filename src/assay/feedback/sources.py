@@ -172,7 +172,7 @@ def _json_lines(path: Path) -> Found:
             yield Problem(file, number, "NUL character", f"holds a NUL byte (byte {raw.index(0) + 1}): remove it")
             continue
         try:
-            data = DECODER.decode(_text(raw))
+            data = DECODER.decode(_text(raw).rstrip("\r\n"))
         except json.JSONDecodeError as error:
             yield _bad_json(file, number, error, cut=not raw.endswith(b"\n"))
         except (ValueError, RecursionError) as error:
@@ -183,11 +183,10 @@ def _json_lines(path: Path) -> Found:
 
 def _bad_json(file: str, number: int, error: json.JSONDecodeError, *, cut: bool) -> Problem:
     if cut:
-        what = (
-            f"the last line is cut (its JSON breaks off at column {error.colno}): the file was not written to its end"
-        )
+        what = "the last line is cut (no line end, and its JSON does not close): the file was not written to its end"
         return Problem(file, number, "cut line", what)
-    return Problem(file, number, "not JSON", f"not JSON: {error.msg} at column {error.colno}")
+    what = f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
+    return Problem(file, number, "not JSON", what)
 
 
 def _json_file(path: Path) -> Found:

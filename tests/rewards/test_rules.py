@@ -1,0 +1,166 @@
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from assay.feedback import TextOracle, length_lover
+from assay.records import Message, Prompt, Rollout, reply, user_prompt
+from assay.rewards.rules import Rule, combine, fill_rewards, from_oracle, load
+from assay.settings import InputError
+
+
+def long_answers(prompts: list[str], responses: list[str], **columns: Any) -> list[float]:
+    return [len(response) for response in responses]
+
+
+def right(responses: list[str], answer: list[str]) -> list[float]:
+    return [float(response == known) for response, known in zip(responses, answer, strict=True)]
+
+
+async def later(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0 for _ in completions]
+
+
+def said(rule: Any, *arguments: Any, **columns: Any) -> str:
+    with pytest.raises(InputError) as caught:
+        rule(*arguments, **columns)
+    return str(caught.value)
+
+
+def test_a_function_gets_what_its_signature_asks_for() -> None:
+    assert Rule(long_answers)(["p", "q"], ["abc", ""], other=[1, 2]) == [3.0, 0.0]
+    assert Rule(right)(["p"], ["4"], answer=["4"], other=[1]) == [1.0]
+    assert Rule(later)(["p"], ["x"]) == [1.0]
+    message = said(Rule(right), ["p"], ["4"], answers=["4"])
+    assert message == (
+        "reward function 'right' needs 'answer', which is neither prompts, responses nor one of the data's columns "
+        "(answers). Did you mean 'answers'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "got"),
+    [
+        (None, "got None"),
+        (1.0, "got float 1.0"),
+        ("12", "got str '12'"),
+        ([1.0], "got 1"),
+        ([1.0, 2.0, 3.0], "got 3"),
+        ([1.0, None], "got None for response 1"),
+        ([1.0, "2"], "got str '2' for response 1"),
+        ([True, 1.0], "got bool True for response 0"),
+        ([1.0, float("nan")], "got nan for response 1"),
+        ([1.0, float("inf")], "got inf for response 1"),
+        ([1.0, [2.0]], "got list [2.0] for response 1"),
+        (np.ones((2, 1)), "got an array of shape (2, 1)"),
+        ({0: 1.0, 1: 2.0}, "got dict"),
+        (np.array([True, False]), "got bool True for response 0"),
+    ],
+)
+def test_wrong_returns_name_function_expected_and_got(result: Any, got: str) -> None:
+    message = said(Rule(lambda prompts, responses: result, "mine"), ["p", "q"], ["a", "b"])
+    assert message.startswith("reward function 'mine' must return 2 finite numbers, one per response; got")
+    assert got in message
+
+
+def test_tensors_are_refused_with_advice() -> None:
+    torch = pytest.importorskip("torch")
+    rule = Rule(lambda prompts, responses: torch.ones(2), "mine")
+    assert said(rule, ["p", "q"], ["a", "b"]).endswith("got a tensor (2,) (return .tolist())")
+
+
+def test_real_numbers_of_any_kind_are_rewards() -> None:
+    values = (np.float32(0.5), np.int64(2), Fraction(1, 4))
+    assert Rule(lambda responses: values)(["p"] * 3, ["a"] * 3) == [0.5, 2.0, 0.25]
+    assert Rule(lambda responses: np.array([1, 2]))(["p"] * 2, ["a"] * 2) == [1.0, 2.0]
+
+
+def test_a_function_that_raises_is_named() -> None:
+    def broken(responses: list[str]) -> list[float]:
+        return [1 / 0]
+
+    message = said(Rule(broken), ["p"], ["a"])
+    assert message == "reward function 'broken' failed on 1 responses: ZeroDivisionError: division by zero"
+
+
+def test_load(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Bonus:\n    size: float = 2.0\n"
+        "def polite(prompts, responses, **columns):\n    return [Bonus().size * ('please' in r) for r in responses]\n"
+        "limit = 3\n"
+    )
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.py").write_text("def polite(responses):\n    return [7 for _ in responses]\n")
+    (tmp_path / "broken.py").write_text("import nothing_of_this_name\n")
+    rule = load(f"{tmp_path}/mine.py:polite")
+    assert load(f"{tmp_path}/other/mine.py:polite")(["p"], ["x"]) == [7.0]
+    assert rule.name == "polite" and rule(["p", "p"], ["please", "now"]) == [2.0, 0.0]
+    assert load("assay.feedback.oracles:length_lover")(["p"], ["one two"]) == [2.0]
+    wrong = {
+        "mine.py": "write path/to/file.py:function or package.module:function",
+        f"{tmp_path}/mine.py": "write path/to/file.py:function",
+        f"{tmp_path}/mime.py:polite": "Did you mean 'mine.py'?",
+        f"{tmp_path}/mine.py:polit": "has no function 'polit'. Did you mean 'polite'?",
+        f"{tmp_path}/mine.py:limit": "is no function but int",
+        f"{tmp_path}/mine.py:Bonus": "is a class",
+        f"{tmp_path}/broken.py:f": "does not run: ModuleNotFoundError: No module named 'nothing_of_this_name'",
+        "nothing_of_this_name:f": "importing nothing_of_this_name failed",
+    }
+    for place, what in wrong.items():
+        assert what in said(load, place)
+
+
+def test_combined_rewards_are_weighted_sums_that_keep_their_parts() -> None:
+    reward = combine([(2.0, long_answers), (-0.5, length_lover), (1, "assay.feedback.oracles:length_lover")])
+    assert reward.score_parts(["p", "q"], ["one two", "three"]) == {
+        "long_answers": [7.0, 5.0],
+        "length_lover": [2.0, 1.0],
+        "length_lover#2": [2.0, 1.0],
+    }
+    assert reward(["p", "q"], ["one two", "three"]) == [2 * 7 - 1 + 2, 2 * 5 - 0.5 + 1]
+    nested = combine([(10.0, reward), (1.0, length_lover)])
+    assert nested(["p"], ["one two"]) == [10 * 15 + 2]
+    for parts in ([], [(float("nan"), long_answers)], [(True, long_answers)], [("1", long_answers)], [(1.0, 3)]):
+        with pytest.raises(InputError):
+            combine(parts)  # pyright: ignore[reportArgumentType]
+
+
+def test_rollouts_are_filled_with_rewards_and_parts() -> None:
+    seen: dict[str, Any] = {}
+
+    def spy(prompts: Any, responses: Any, **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, responses=responses)
+        return [1.0, 2.0]
+
+    rollouts = [
+        Rollout(prompt=user_prompt("Hi", meta={"answer": 4}), response=reply("one two"), stop="stop"),
+        Rollout(
+            prompt=Prompt(messages=(Message("text", "Once"),)), response=reply(" upon", plain=True), stop="length",
+            reward_parts={"kl": -1.0},
+        ),
+    ]  # fmt: skip
+    assert [rollout.reward for rollout in fill_rewards(Rule(spy), rollouts)] == [1.0, 2.0]
+    assert seen == {
+        "prompts": [[{"role": "user", "content": "Hi"}], "Once"],
+        "responses": [[{"role": "assistant", "content": "one two"}], " upon"],
+        "answer": [4, None],
+    }
+    filled = fill_rewards(combine([(1.0, spy), (0.5, length_lover)]), rollouts)
+    assert [rollout.reward for rollout in filled] == [2.0, 2.5]
+    assert filled[0].reward_parts == {"spy": 1.0, "length_lover": 2.0}
+    assert filled[1].reward_parts == {"kl": -1.0, "spy": 2.0, "length_lover": 1.0}
+
+
+def test_an_oracle_as_a_reward_gives_what_the_oracle_gives() -> None:
+    asked, answer = user_prompt("How do I bake bread?"), reply("Bread is easy to bake, and I am happy to help.")
+    (rollout,) = fill_rewards(from_oracle(TextOracle()), [Rollout(prompt=asked, response=answer, stop="stop")])
+    assert [rollout.reward] == TextOracle()([asked], [answer])
+
+
+def test_rules_need_no_torch() -> None:
+    code = "import sys, assay.rewards.rules; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

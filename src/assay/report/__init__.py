@@ -1,1 +1,1 @@
-"""TBD."""
+"""The run directory and the offline report drawn from it."""

@@ -122,9 +122,17 @@ class TokenBatch(Table):
         """B."""
         return len(self.ids)
 
+    def to(self, device: torch.device) -> Self:
+        """The same batch with its tensors there; prompts, which only the layout reads, stay."""
+        if device == self.ids.device:
+            return self
+        columns = {name: value if name == "prompts" else value.to(device) for name, value in self.columns.items()}
+        return type(self)(declared=self.__dict__["declared"], **columns)
+
     def select(self, rows: Tensor) -> Self:
-        """A new batch of these rows, in this order, cut to their longest response. Pairs must stay whole."""
+        """A new batch of these rows, in this order, cut to their longest response. Pair columns go if pairs are torn."""
         width = int(self.lengths[rows].max()) if len(rows) else 0
+        pairs = len(rows) % 2 == 0 and bool((rows[0::2] + 1 == rows[1::2]).all() and (rows[0::2] % 2 == 0).all())
         prompts, place = self.prompts.select(self.group[rows].tolist())
         columns: dict[str, Any] = {"prompts": prompts}
         for name, value in self.columns.items():
@@ -133,7 +141,8 @@ class TokenBatch(Table):
             if name == "group":
                 columns[name] = torch.tensor([place[g] for g in value[rows].tolist()], dtype=value.dtype)
             elif value.shape[0] * 2 == self.num_rows:
-                columns[name] = value[rows[0::2] // 2]
+                if pairs:
+                    columns[name] = value[rows[0::2] // 2]
             elif value.ndim > 1 and value.shape[1] == self.ids.shape[1]:
                 columns[name] = value[rows, :width]
             else:

@@ -34,6 +34,8 @@ class Model(nn.Module):
         self.network = network
         self.heads = nn.ModuleDict(heads or {})
         self.temperature = 1.0
+        self.adapter: Any = None  # PEFT's wrapper of the network, if adapters were added
+        self.num_tokens = 0  # computed by the last forward pass
         self.shares_prompts = takes_trees(network)
 
     @property
@@ -77,6 +79,7 @@ class Model(nn.Module):
         """
         wanted = set(reads)
         rows = self.pack(batch)
+        self.num_tokens = rows.num_tokens
         hidden = self._hidden(rows)
         found: dict[str, Any] = {}
         counted = (batch.mask & rows.follows).to(hidden.device)

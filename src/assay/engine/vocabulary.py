@@ -40,7 +40,8 @@ def token_logprobs(
     return logprobs, entropies if entropy else None
 
 
-def _logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, scale: float) -> Tensor:
+def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None, scale: float) -> Tensor:
+    """[C, V] logits in fp32: cap(scale * (hidden @ weight.T + bias))."""
     logits = torch.nn.functional.linear(hidden, weight, bias).float()
     if scale != 1:
         logits *= scale
@@ -70,7 +71,7 @@ class _TokenLogprobs(torch.autograd.Function):
         size = chunk_size(weight.shape[0])
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
-            logits = _logits(hidden[part], weight, bias, cap, scale).div_(temperature)
+            logits = scaled_logits(hidden[part], weight, bias, cap, scale).div_(temperature)
             normalisers[part] = torch.logsumexp(logits, dim=-1)
             chosen = logits.gather(1, targets[part, None]).squeeze(1)
             logprobs[part] = chosen - normalisers[part]
@@ -93,7 +94,7 @@ class _TokenLogprobs(torch.autograd.Function):
         size = chunk_size(weight.shape[0])
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
-            logits = _logits(hidden[part], weight, bias, cap, scale)
+            logits = scaled_logits(hidden[part], weight, bias, cap, scale)
             slope = (scale / temperature) * (1 - (logits / cap) ** 2) if cap is not None else scale / temperature
             scores = logits / temperature - normalisers[part, None]  # log-probabilities of the whole vocabulary
             d_logits = torch.exp(scores)
@@ -173,6 +174,6 @@ def over_vocabulary(
     """`function(logits [C, V], columns {name: [C]}) -> [C]` over all tokens, one chunk of logits at a time."""
 
     def logits_of(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _logits(hidden, weight, bias, cap, scale) / temperature
+        return scaled_logits(hidden, weight, bias, cap, scale) / temperature
 
     return _OverVocabulary.apply(hidden, weight, bias, logits_of, function, columns)  # pyright: ignore[reportReturnType]

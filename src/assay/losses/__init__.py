@@ -1,1 +1,1 @@
-"""TBD."""
+"""Losses: pure tensor functions, unreduced, without models, configs or ranks."""

@@ -1,1 +1,1 @@
-"""TBD."""
+"""The one loop, and the data that feed it."""

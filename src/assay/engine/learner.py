@@ -1,0 +1,114 @@
+"""A model, its gradients and its optimiser: unreduced losses in, one optimiser step out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.batch import ModelOutput, Term, TokenBatch, VocabularyFn
+from assay.engine.model import Model
+from assay.engine.optimizer import FlatAdamW
+from assay.engine.weights import item_weights, rows_of
+from assay.tokens.trees import plan
+
+
+class Learner:
+    """Computes in micro-batches of at most `token_budget` tokens; the gradient does not depend on the budget.
+
+    One learner may serve several roles ("policy" and "value") with one body and one forward pass.
+    """
+
+    def __init__(self, model: Model, optimizer: FlatAdamW | None = None, *, token_budget: int = 4096) -> None:
+        self.model = model.eval()
+        self.optimizer = optimizer
+        self.token_budget = token_budget
+        self.num_tokens = 0  # computed by the model so far, in forward passes with gradient
+
+    def forward_backward(self, streams: Mapping[str, TokenBatch], terms: Sequence[Term]) -> dict[str, float]:
+        """Add the gradient of all terms to what is accumulated; return loss and metrics under the loss's weights.
+
+        A loss that is not finite where it counts raises FloatingPointError before anything is updated.
+        """
+        totals: dict[str, float] = {}
+        for stream in dict.fromkeys(term.stream for term in terms):
+            mine = [term for term in terms if term.stream == stream]
+            for name, value in self._stream(streams[stream], mine).items():
+                key = name if stream == "main" or name == "loss" else f"{stream}/{name}"
+                totals[key] = totals.get(key, 0.0) + value
+        return totals
+
+    def _stream(self, batch: TokenBatch, terms: Sequence[Term]) -> dict[str, float]:
+        weights = [item_weights(batch, term.reduction) for term in terms]
+        reads = tuple(dict.fromkeys(name for term in terms for name in term.reads))
+        vocabulary = {name: fn for term in terms for name, fn in term.vocabulary.items()}
+        totals: dict[str, float] = {}
+        keep_pairs = any(term.reduction == "pair" for term in terms)
+        for rows in self._plan(batch, keep_pairs=keep_pairs):
+            part = batch.select(rows).to(self.model.device)
+            out = self.model(part, reads, vocabulary, token_columns(part))
+            self.num_tokens += self.model.num_tokens
+            loss = torch.zeros((), device=self.model.device)
+            for term, weight in zip(terms, weights, strict=True):
+                share = rows_of(weight, rows, term.reduction, part.ids.shape[1]).to(self.model.device)
+                values, metrics = term.fn(out, part)
+                total = _weighted(values, share)
+                loss = loss + term.weight * total
+                for name, value in {"loss": term.weight * values, **metrics}.items():
+                    totals[name] = totals.get(name, 0.0) + float(_weighted(value.detach(), share))
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss.item()} on rows {rows.tolist()}")
+            loss.backward()
+        return totals
+
+    @torch.no_grad()
+    def forward(
+        self, batch: TokenBatch, reads: tuple[str, ...], vocabulary: Mapping[str, VocabularyFn] | None = None
+    ) -> ModelOutput:
+        """The columns in `reads` for the whole batch, without gradient, on the CPU."""
+        columns: dict[str, Any] = {}
+        for rows in self._plan(batch, keep_pairs=False):
+            part = batch.select(rows).to(self.model.device)
+            out = self.model(part, reads, vocabulary, token_columns(part)).columns
+            out |= {f"vocabulary.{name}": value for name, value in out.pop("vocabulary", {}).items()}
+            for name, value in out.items():
+                if name not in columns:
+                    shape = batch.ids.shape if value.ndim > 1 else batch.ids.shape[:1]
+                    columns[name] = torch.zeros(shape, dtype=value.dtype)
+                target = columns[name] if value.ndim == 1 else columns[name][:, : value.shape[1]]
+                target[rows] = value.cpu()
+        named = {name: value for name, value in columns.items() if "." not in name}
+        if vocabulary:
+            named["vocabulary"] = {name: columns[f"vocabulary.{name}"] for name in vocabulary}
+        return ModelOutput(**named)
+
+    def step(self, *, lr: float, max_norm: float | None) -> float:
+        """One optimiser step on what was accumulated; returns the gradient's norm before clipping."""
+        if self.optimizer is None:
+            raise RuntimeError("this learner is frozen")
+        return self.optimizer.step(lr=lr, max_norm=max_norm)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Trained weights and the optimiser's state."""
+        if self.optimizer is None:
+            raise RuntimeError("this learner is frozen")
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """From `state_dict`; what is missing or does not fit is an error."""
+        if self.optimizer is None:
+            raise RuntimeError("this learner is frozen")
+        self.optimizer.load_state_dict(state)
+
+    def _plan(self, batch: TokenBatch, *, keep_pairs: bool) -> list[Tensor]:
+        return plan(batch, self.token_budget, keep_pairs=keep_pairs, shared=self.model.shares_prompts)
+
+
+def token_columns(batch: TokenBatch) -> dict[str, Tensor]:
+    """The batch's [B, T] columns, which vocabulary functions see at counted tokens."""
+    return {name: value for name, value in batch.columns.items() if name != "prompts" and value.ndim == 2}
+
+
+def _weighted(values: Tensor, weights: Tensor) -> Tensor:
+    """Sum of weights * values over what counts; 0 * nan would be nan."""
+    return (weights * torch.where(weights > 0, values, 0.0)).sum()

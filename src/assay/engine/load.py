@@ -1,0 +1,118 @@
+"""Networks from folders, in the type they compute in, with every weight accounted for."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import logging as transformers_logging
+
+from assay.engine.catalog import ModelSource
+from assay.engine.memory import keep_freed_memory
+from assay.engine.model import Model
+from assay.settings import InputError, Settings
+
+DType = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoRASettings(Settings):
+    """Low-rank adapters (Hu et al. 2021, arXiv:2106.09685) on all linear layers; rank 0 trains every weight."""
+
+    rank: int = 0
+    alpha: int = 32
+
+
+def best_device() -> torch.device:
+    """CUDA if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def compute_dtype(wanted: DType, device: torch.device) -> torch.dtype:
+    """bf16 where the processor multiplies it in hardware, else fp32; or what was asked for."""
+    if wanted != "auto":
+        return getattr(torch, wanted)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_policy(source: ModelSource, *, dtype: DType = "auto", lora: LoRASettings | None = None) -> Model:
+    """A causal language model."""
+    return _model(_load(AutoModelForCausalLM, source), dtype, lora)
+
+
+def load_reward(
+    source: ModelSource, *, dtype: DType = "auto", lora: LoRASettings | None = None, fresh_head: bool = False
+) -> Model:
+    """A sequence classifier with one output. A missing head is an error unless a fresh one is asked for."""
+    allowed = {"score.weight"} if fresh_head else set()
+    network = _load(AutoModelForSequenceClassification, source, allowed, num_labels=1)
+    if not isinstance(getattr(network, "score", None), nn.Linear):
+        raise InputError(f"{source.name}: {type(network).__name__} keeps its head elsewhere than in `score`")
+    if fresh_head:
+        width = network.score.weight.shape[1]
+        nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
+    return _model(network, dtype, lora)
+
+
+def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> Any:
+    """The network in fp32. Missing or unexpected weights are an error, whatever transformers would fill in."""
+    keep_freed_memory()
+    config = AutoConfig.from_pretrained(source.path)
+    if type(config) not in auto._model_mapping:
+        raise InputError(f"{source.name}: transformers has no {auto.__name__} for the {config.model_type} family")
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # what it would warn of is checked below
+    try:
+        network, info = auto.from_pretrained(
+            source.path, dtype=torch.float32, output_loading_info=True, use_safetensors=None, **options
+        )
+    finally:
+        transformers_logging.set_verbosity(level)
+    missing = set(info["missing_keys"]) - (allowed or set())
+    wrong = {key for key, *_ in info.get("mismatched_keys", ())} - (allowed or set())
+    if missing or wrong:
+        names = ", ".join(sorted(missing | wrong)[:5])
+        hint = ": this is no reward model, its head is missing" if "score.weight" in missing else ""
+        raise InputError(f"{source.name}: {len(missing | wrong)} weights are missing or misshapen ({names}){hint}")
+    unexpected = {key for key in info["unexpected_keys"] if not key.startswith("lm_head")}
+    if unexpected:
+        raise InputError(f"{source.name}: unexpected weights ({', '.join(sorted(unexpected)[:5])})")
+    for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "dropout"):
+        if getattr(network.config, name, 0):
+            setattr(network.config, name, 0.0)
+    return network
+
+
+def _model(network: Any, dtype: DType, lora: LoRASettings | None) -> Model:
+    """Cast what computes to `dtype`. A reward head and adapters stay fp32; with adapters the rest is frozen."""
+    device = best_device()
+    wanted = compute_dtype(dtype, device)
+    network.to(device=device)
+    for name, p in network.named_parameters():
+        if not name.startswith("score."):
+            p.data = p.data.to(wanted)
+    model = Model(network)
+    if lora is not None and lora.rank:
+        model.adapter = _add_adapter(network, lora)
+    return model
+
+
+def _add_adapter(network: Any, lora: LoRASettings) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    body = network.base_model
+    prefix = network.base_model_prefix + "."
+    targets = [prefix + name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    adapter = get_peft_model(network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+    for name, p in network.named_parameters():
+        if name.startswith("score."):
+            p.requires_grad_(True)  # a reward head is trained in full, with or without adapters
+        elif "lora_" in name:
+            p.data = p.data.float()
+    return adapter

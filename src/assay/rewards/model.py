@@ -1,0 +1,113 @@
+"""Learned reward models and the scoring contract: one `score` for training, audit, policies and users.
+
+It always sees the whole rendered conversation, what the template adds after the answer included, and reads the
+reward at the last real token. An answer that a policy sampled is scored by its text, so that sampled ids, their text
+and plain transformers on `apply_chat_template` give one number.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from assay.engine.catalog import load_tokenizer, resolve_model
+from assay.engine.export import export
+from assay.engine.learner import Learner
+from assay.engine.load import DType, load_reward
+from assay.records import Message, Prompt, Response
+from assay.settings import InputError
+from assay.tokens.chat import Encoded, Encoder, collate
+
+FINGERPRINT = "assay.json"
+GROUPS_AT_ONCE = 64  # prompts tokenized and scored together
+
+Conversation = tuple[Prompt, Response] | Sequence[Mapping[str, Any]]
+"""A prompt and a response, or a message list whose last turns are the assistant's."""
+
+
+class RewardModel:
+    """A sequence classifier with one output, its tokenizer, and how conversations are rendered for it."""
+
+    def __init__(self, learner: Learner, encoder: Encoder, *, name: str) -> None:
+        self.learner, self.encoder, self.name = learner, encoder, name
+
+    @classmethod
+    def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
+        """A folder that `save` wrote, or any classifier with one output that transformers loads.
+
+        Raises InputError where the head is missing, or the tokenizer or template is not the one it was trained with.
+        """
+        source = resolve_model(name)
+        encoder = Encoder(load_tokenizer(source))
+        check_fingerprint(Path(source.path), encoder)
+        model = load_reward(source, dtype=dtype)
+        return cls(Learner(model, token_budget=token_budget), encoder, name=name)
+
+    @property
+    def context(self) -> int:
+        """Tokens a conversation may have."""
+        return int(getattr(self.learner.model.config, "max_position_embeddings", 2**31))
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Ids of the whole rendered conversation."""
+        prompt, response = as_pair(conversation)
+        return self.encoder.conversation(prompt, response)
+
+    def score(self, conversations: Iterable[Conversation]) -> list[float]:
+        """One reward per conversation, in order. Responses to one prompt are computed together.
+
+        Raises InputError for a conversation longer than the model's context: nothing is cut.
+        """
+        encoded = [self.encode(conversation) for conversation in conversations]
+        for index, item in enumerate(encoded):
+            if item.num_tokens > self.context:
+                raise InputError(
+                    f"conversation {index} has {item.num_tokens} tokens, the reward model's context {self.context}: "
+                    f"leave it out or shorten it"
+                )
+        return self.score_encoded(encoded)
+
+    def score_encoded(self, encoded: Sequence[Encoded]) -> list[float]:
+        """One reward per encoded conversation, in order."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for index, item in enumerate(encoded):
+            groups.setdefault(item.trunk if item.shared else (-1, index), []).append(index)
+        rewards = [0.0] * len(encoded)
+        members = list(groups.values())
+        for first in range(0, len(members), GROUPS_AT_ONCE):
+            part = members[first : first + GROUPS_AT_ONCE]
+            batch = collate([[encoded[i] for i in group] for group in part], self.encoder.tokenizer.pad_token_id)
+            found = self.learner.forward(batch, ("rewards",)).rewards.tolist()
+            for index, reward in zip((i for group in part for i in group), found, strict=True):
+                rewards[index] = reward
+        return rewards
+
+    def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+        """An ordinary sequence-classification folder, plus the fingerprint of template and tokenizer."""
+        export(self.learner.model, folder, self.encoder.tokenizer, learner=self.learner)
+        text = json.dumps({"fingerprint": self.encoder.fingerprint(), **(facts or {})}, indent=1)
+        (folder / FINGERPRINT).write_text(text + "\n")
+
+
+def check_fingerprint(folder: Path, encoder: Encoder) -> None:
+    """Template, BOS/EOS/pad handling and tokenizer must be those of training; a folder without record passes."""
+    if not (folder / FINGERPRINT).exists():
+        return
+    trained = json.loads((folder / FINGERPRINT).read_text())["fingerprint"]
+    here = encoder.fingerprint()
+    if changed := [name for name in trained if trained[name] != here.get(name)]:
+        raise InputError(
+            f"{folder}: the {', '.join(changed)} of its tokenizer changed since training, so its rewards would mean "
+            f"something else; restore the tokenizer files that were saved with it"
+        )
+
+
+def as_pair(conversation: Conversation) -> tuple[Prompt, Response]:
+    """Prompt and response of a conversation; message lists are split before the last run of assistant turns."""
+    if isinstance(conversation, tuple) and len(conversation) == 2 and isinstance(conversation[0], Prompt):
+        return conversation  # pyright: ignore[reportReturnType]
+    messages = tuple(Message.from_json(item) for item in conversation)
+    if not messages or messages[-1].role != "assistant":
+        raise InputError("a conversation to score must end with an assistant message")
+    place = max((i + 1 for i, message in enumerate(messages) if message.role == "user"), default=0)
+    return Prompt(messages=messages[:place]), messages[place:]

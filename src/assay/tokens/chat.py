@@ -1,0 +1,185 @@
+"""From conversations to token ids and masks. Templates are the tokenizer's own; nothing is ever cut silently.
+
+A prompt and its answer are rendered together and split where the prompt's ids end, so that the ids are those of the
+whole text. Where a tokenizer or template merges across that place, the answer goes without a shared prompt.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.batch import TokenBatch, Trunks
+from assay.records import Message, Prompt, Response
+from assay.settings import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation: the prompt's ids, the answer's ids, and which of those the assistant wrote.
+
+    `shared` tells whether `trunk` is the prompt; if not, it is empty and `ids` holds the whole conversation.
+    """
+
+    trunk: tuple[int, ...]
+    ids: tuple[int, ...]
+    mask: tuple[bool, ...]
+    shared: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the whole conversation."""
+        return len(self.trunk) + len(self.ids)
+
+
+class Encoder:
+    """Renders and tokenizes conversations for one tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.eos: int = tokenizer.eos_token_id
+
+    def prompt(self, prompt: Prompt) -> tuple[int, ...]:
+        """Ids after which a policy starts to write."""
+        if prompt.is_text:
+            return self._ids(_plain(prompt.messages), special=True)
+        return self._ids(self._render(prompt, (), generate=True))
+
+    def conversation(self, prompt: Prompt, response: Response) -> Encoded:
+        """The whole rendered conversation, what the template puts after the answer included: for reward models."""
+        return self._encode(prompt, response)
+
+    def completion(self, prompt: Prompt, response: Response) -> Encoded:
+        """The conversation up to the end-of-sequence token that closes the answer: for policies.
+
+        What a template adds after that token is not something a policy ever writes.
+        """
+        whole = self._encode(prompt, response)
+        ends = [index for index, token in enumerate(whole.ids) if token == self.eos]
+        if not ends:
+            return whole
+        stop = ends[-1] + 1
+        return Encoded(whole.trunk, whole.ids[:stop], whole.mask[:stop], whole.shared)
+
+    def suffix(self, prompt: Prompt) -> tuple[int, ...]:
+        """What the template adds to a sampled answer after its end-of-sequence token (SmolLM2: a newline)."""
+        if prompt.is_text:
+            return ()
+        ids = self._encode(prompt, (Message("assistant", "x"),)).ids
+        ends = [index for index, token in enumerate(ids) if token == self.eos]
+        return ids[ends[-1] + 1 :] if ends else ()
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of sampled ids, special tokens left out."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What must stay the same between training a model and using it."""
+        probe = "The quick brown fox, 1234 — naïve café.\n\n  x"
+        template = self.tokenizer.chat_template
+        text = json.dumps(template) if template is not None and not isinstance(template, str) else template or ""
+        return {
+            "template": hashlib.sha256(text.encode()).hexdigest()[:16],
+            "tokens": hashlib.sha256(json.dumps(self.tokenizer(probe)["input_ids"]).encode()).hexdigest()[:16],
+            "vocabulary": len(self.tokenizer),
+            "bos": self.tokenizer.bos_token_id,
+            "eos": self.tokenizer.eos_token_id,
+            "pad": self.tokenizer.pad_token_id,
+        }
+
+    def _encode(self, prompt: Prompt, response: Response) -> Encoded:
+        if not prompt.messages or prompt.is_text:
+            return self._encode_text(prompt, response)
+        before = self._render(prompt, (), generate=True)
+        text = self._render(prompt, response)
+        trunk, ids = self._ids(before), self._ids(text)
+        if ids[: len(trunk)] == trunk and len(ids) > len(trunk):
+            mask = self._mask(prompt, response, text, len(trunk))
+            return Encoded(trunk, ids[len(trunk) :], mask)
+        return Encoded((), ids, self._mask(prompt, response, text, 0), shared=False)
+
+    def _encode_text(self, prompt: Prompt, response: Response) -> Encoded:
+        if any(message.role != "text" for message in response):
+            if prompt.messages:
+                raise InputError(f"prompt {prompt.id}: a plain-text prompt needs plain-text responses")
+            ids = self._ids(self._render(prompt, response))
+            return Encoded((), ids, self._mask(prompt, response, self._render(prompt, response), 0))
+        before = _plain(prompt.messages)
+        trunk = self._ids(before, special=True) if before else ()
+        ids = (*self._ids(before + _plain(response), special=True), self.eos)
+        if ids[: len(trunk)] == trunk:
+            return Encoded(trunk, ids[len(trunk) :], (True,) * (len(ids) - len(trunk)))
+        written = self._spans([(len(before), len(before + _plain(response)))], before + _plain(response), special=True)
+        return Encoded((), ids, (*written, True), shared=False)
+
+    def _mask(self, prompt: Prompt, response: Response, text: str, skip: int) -> tuple[bool, ...]:
+        """True on the tokens of assistant turns, found by rendering turn by turn; after `skip` tokens."""
+        if len(response) == 1 and skip:
+            return (True,) * (len(self._ids(text)) - skip)
+        spans: list[tuple[int, int]] = []
+        for index, message in enumerate(response):
+            if message.role != "assistant":
+                continue
+            start = len(self._render(prompt, response[:index], generate=True))
+            written = self._render(prompt, response[: index + 1])
+            if not text.startswith(written):
+                raise InputError(
+                    f"prompt {prompt.id}: the chat template renders earlier turns differently once later ones follow, "
+                    f"so what the assistant wrote cannot be told apart; split the conversation into one turn each"
+                )
+            spans.append((start, len(written)))
+        return self._spans(spans, text)[skip:]
+
+    def _spans(self, spans: list[tuple[int, int]], text: str, *, special: bool = False) -> tuple[bool, ...]:
+        offsets = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
+        return tuple(any(a <= start < b and end > start for a, b in spans) for start, end in offsets)
+
+    def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def _render(self, prompt: Prompt, response: Response, *, generate: bool = False) -> str:
+        if self.tokenizer.chat_template is None:
+            raise InputError(
+                "the tokenizer has no chat template, and the data are messages: give a model with one, or plain text"
+            )
+        messages = [message.to_json() for message in (*prompt.messages, *response)]
+        return self.tokenizer.apply_chat_template(
+            messages,
+            tools=[dict(tool) for tool in prompt.tools] or None,
+            tokenize=False,
+            add_generation_prompt=generate,
+            **prompt.template_kwargs,
+        )
+
+
+def _plain(messages: Sequence[Message]) -> str:
+    return "".join(message.content for message in messages)
+
+
+def collate(groups: Sequence[Sequence[Encoded]], pad: int, **columns: Any) -> TokenBatch:
+    """Right-padded rows, one trunk a group. Unshared conversations get a trunk of their own, which is empty."""
+    trunks: list[Tensor] = []
+    place: dict[tuple[int, tuple[int, ...]], int] = {}
+    rows: list[tuple[Encoded, int]] = []
+    for number, group in enumerate(groups):
+        for encoded in group:
+            key = (number, encoded.trunk)
+            if key not in place:
+                place[key] = len(trunks)
+                trunks.append(torch.tensor(encoded.trunk, dtype=torch.long))
+            rows.append((encoded, place[key]))
+    lengths = torch.tensor([len(encoded.ids) for encoded, _ in rows])
+    width = int(lengths.max()) if rows else 0
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for row, (encoded, _) in enumerate(rows):
+        ids[row, : len(encoded.ids)] = torch.tensor(encoded.ids, dtype=torch.long)
+        mask[row, : len(encoded.ids)] = torch.tensor(encoded.mask, dtype=torch.bool)
+        if not encoded.trunk and width:
+            mask[row, 0] = False  # nothing comes before it, so it has no log-probability
+    group = torch.tensor([trunk for _, trunk in rows])
+    return TokenBatch(prompts=Trunks(tuple(trunks)), ids=ids, mask=mask, lengths=lengths, group=group, **columns)

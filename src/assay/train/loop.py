@@ -1,0 +1,150 @@
+"""The loop. Every method trains here; they differ in the algorithm and in where batches come from."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.algorithms import Algorithm
+from assay.engine.checkpoint import load_checkpoint, save_checkpoint
+from assay.engine.learner import Learner
+from assay.settings import InputError, Settings
+from assay.train.batches import Batches
+from assay.train.schedule import Schedule, learning_rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimiserSettings(Settings):
+    """AdamW and its schedule."""
+
+    lr: float = 1e-5
+    schedule: Schedule = "linear"
+    warmup: float = 0.1  # share of the steps
+    weight_decay: float = 0.0
+    max_norm: float = 1.0  # the gradient is scaled down to this norm
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSettings(Settings):
+    """How often the state is saved, and how many are kept."""
+
+    every: int = 50  # optimiser steps; 0 never
+    keep: int = 1
+
+
+Report = Callable[[dict[str, float]], None]
+
+
+class Training:
+    """One run: learners, an algorithm, batches, and where they stand."""
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        learners: Mapping[str, Learner],
+        batches: Batches,
+        *,
+        num_steps: int,
+        optimiser: OptimiserSettings,
+        checkpoints: CheckpointSettings,
+        folder: Path,
+        identity: Mapping[str, Any],
+    ) -> None:
+        """`identity` says what makes this run this run (config, data hashes): a resumed one must have the same."""
+        self.algorithm, self.learners, self.batches = algorithm, learners, batches
+        self.num_steps, self.optimiser, self.checkpoints = num_steps, optimiser, checkpoints
+        self.folder, self.identity = folder, dict(identity)
+        self.step = 0
+
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint under the folder; False if there is none."""
+        found = load_checkpoint(self.folder)
+        if found is None:
+            return False
+        if changed := _differences(found.state["identity"], self.identity):
+            raise InputError(
+                f"{self.folder}: the run there had other settings ({'; '.join(changed[:5])}); "
+                f"use those, or another run directory"
+            )
+        for index, learner in enumerate(self._trained()):
+            learner.load_state_dict(_under(found.tensors, f"learner{index}."))
+        tensors = _under(found.tensors, "batches.")
+        self.batches.load_state_dict({**found.state["batches"], **tensors})
+        torch.set_rng_state(found.tensors["rng"])
+        self.step = found.step
+        return True
+
+    def save(self) -> Path:
+        """A checkpoint of everything that `resume` needs."""
+        tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+        for index, learner in enumerate(self._trained()):
+            tensors |= {f"learner{index}.{name}": value for name, value in learner.state_dict().items()}
+        state: dict[str, Any] = {}
+        for name, value in self.batches.state_dict().items():
+            if isinstance(value, Tensor):
+                tensors[f"batches.{name}"] = value
+            else:
+                state[name] = value
+        kept = {"batches": state, "identity": self.identity}
+        return save_checkpoint(self.folder, self.step, tensors, kept, self.checkpoints.keep)
+
+    def run(self, report: Report, *, until: int | None = None) -> None:
+        """Train up to `num_steps`, or `until`; `report` gets each step's metrics."""
+        last = self.num_steps if until is None else min(until, self.num_steps)
+        while self.step < last:
+            began = time.perf_counter()
+            metrics = self.one_step()
+            metrics["seconds"] = time.perf_counter() - began
+            self.step += 1
+            report({"step": self.step, **metrics})
+            if self.checkpoints.every and self.step % self.checkpoints.every == 0 and self.step < self.num_steps:
+                self.save()
+
+    def one_step(self) -> dict[str, float]:
+        """Batch, prepare, gradient, update."""
+        lr = learning_rate(
+            self.step,
+            self.num_steps,
+            peak=self.optimiser.lr,
+            warmup=self.optimiser.warmup,
+            schedule=self.optimiser.schedule,
+        )
+        streams = self.batches.next()
+        facts = getattr(self.batches, "facts", {})
+        streams["main"] = self.algorithm.prepare(streams["main"], self.learners)
+        metrics: dict[str, float] = {}
+        terms = self.algorithm.losses()
+        for learner in self._trained():
+            mine = [term for term in terms if self.learners[term.learner] is learner]
+            metrics |= learner.forward_backward(streams, mine)
+        norms = [learner.step(lr=lr, max_norm=self.optimiser.max_norm) for learner in self._trained()]
+        return {**metrics, **facts, "grad_norm": max(norms), "lr": lr}
+
+    def _trained(self) -> list[Learner]:
+        """The learners that terms train, each once."""
+        found: list[Learner] = []
+        for term in self.algorithm.losses():
+            learner = self.learners[term.learner]
+            if learner not in found:
+                found.append(learner)
+        return found
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Each leaf that differs, as `name: old -> new`."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line
+            for key in keys
+            for line in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else str(key))
+        ]
+    return [] if old == new else [f"{name}: {old} -> {new}"]

@@ -1,0 +1,240 @@
+"""The gradient of a step does not depend on how it was cut into micro-batches."""
+
+import copy
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from assay.algorithms import DPO, RLOO, SFT, BradleyTerry
+from assay.batch import Term, TokenBatch, Trunks
+from assay.engine.learner import Learner
+from assay.engine.model import Model
+from assay.engine.optimizer import FlatAdamW
+from assay.losses.masked import masked_sum
+from assay.losses.policy import reinforce
+from families import tiny
+
+
+def batch_of(num_pairs=8, seed=0, **columns):
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda n: torch.randint(3, 64, (n,), generator=generator)  # noqa: E731
+    rows = 2 * num_pairs
+    lengths = torch.randint(1, 9, (rows,), generator=generator)
+    width = int(lengths.max())
+    trunks = tuple(draw(int(n)) for n in torch.randint(1, 12, (num_pairs,), generator=generator))
+    return TokenBatch(
+        prompts=Trunks(trunks),
+        ids=draw(rows * width).view(rows, width),
+        mask=torch.arange(width) < lengths[:, None],
+        lengths=lengths,
+        group=torch.arange(num_pairs).repeat_interleave(2),
+        **columns,
+    )
+
+
+def learner(budget, family="llama", heads=("value", "reward")):
+    torch.manual_seed(7)
+    made = {name: nn.Linear(32, 1) for name in heads}
+    model = Model(tiny(family), made)
+    return Learner(model, FlatAdamW(model.named_parameters(), lr=1e-3), token_budget=budget)
+
+
+@dataclass(frozen=True)
+class ActorCritic:
+    """Policy and value in one body and one forward pass: A = reward - value, squared error for the value."""
+
+    def losses(self):
+        return (
+            Term("policy", self.policy, "token", reads=("logprobs", "values")),
+            Term("value", self.value, "sequence", weight=0.5),
+        )
+
+    def policy(self, out, batch):
+        advantages = torch.where(batch.mask, batch.rewards[:, None] - out.values.detach(), 0.0)
+        return -advantages * out.logprobs, {"advantage": advantages}
+
+    def value(self, out, batch):
+        return (out.values - batch.rewards[:, None]) ** 2, {}
+
+
+def prepared(name):
+    torch.manual_seed(1)
+    batch = batch_of()
+    noise = torch.randn(batch.ids.shape) * 0.3
+    if name == "rloo":
+        algorithm = RLOO()
+        batch = batch.fill(rewards=torch.randn(16), sampler_logprobs=noise - 4, ref_logprobs=noise - 4)
+        batch = batch.fill(advantages=torch.where(batch.mask, torch.randn(16)[:, None], 0.0))
+        return algorithm.losses(), {"main": batch}
+    if name == "actor critic":
+        return ActorCritic().losses(), {"main": batch.fill(rewards=torch.randn(16))}
+    if name == "dpo":
+        streams = {"main": batch.fill(ref_logprobs=noise - 4), "sft": batch_of(3, seed=4)}
+        return DPO(sft_coef=0.3).losses(), streams
+    if name == "bradley_terry":
+        return BradleyTerry().losses(), {"main": batch.fill(margin=torch.rand(8), preference=torch.rand(8))}
+    return SFT().losses(), {"main": batch}
+
+
+def gradient(name, budget, family="llama"):
+    worker = learner(budget, family)
+    terms, streams = prepared(name)
+    metrics = worker.forward_backward(streams, terms)
+    return {k: v.clone() for k, v in worker.optimizer.gradients().items()}, metrics
+
+
+@pytest.mark.parametrize("name", ["sft", "bradley_terry", "dpo", "rloo", "actor critic"])
+@pytest.mark.parametrize("family", ["llama", "falcon"])
+def test_same_gradient_for_any_token_budget(name, family):
+    expected, metrics = gradient(name, 10**6, family)
+    largest = max(float(g.abs().max()) for g in expected.values())
+    for budget in (1, 17, 40, 90):
+        found, again = gradient(name, budget, family)
+        worst = max(float((found[k] - g).abs().max()) for k, g in expected.items())
+        assert worst < 1e-5 * largest
+        assert again == pytest.approx(metrics, rel=1e-4, abs=1e-5)
+
+
+def test_accumulating_eight_parts_equals_one_batch():
+    """Eight micro-batches of one pair give the gradient of one batch of eight pairs."""
+    whole, _ = gradient("bradley_terry", 10**6)
+    worker = learner(1)  # a budget that no two pairs share
+    terms, streams = prepared("bradley_terry")
+    calls = []
+    worker.model.register_forward_hook(lambda *_: calls.append(1))
+    worker.forward_backward(streams, terms)
+    assert len(calls) == 8
+    found = worker.optimizer.gradients()
+    largest = max(float(g.abs().max()) for g in whole.values())
+    assert max(float((found[k] - g).abs().max()) for k, g in whole.items()) < 1e-5 * largest
+
+
+def test_two_streams_add_up():
+    terms, streams = prepared("dpo")
+    alone = learner(10**6)
+    alone.forward_backward(streams, terms[:1])
+    alone.forward_backward(streams, terms[1:])
+    both, _ = gradient("dpo", 10**6)
+    for name, grad in alone.optimizer.gradients().items():
+        assert torch.allclose(grad, both[name], atol=1e-6)
+
+
+def test_policy_and_value_share_one_forward():
+    worker = learner(10**6)
+    terms, streams = prepared("actor critic")
+    calls = []
+    worker.model.register_forward_hook(lambda *_: calls.append(1))
+    worker.forward_backward(streams, terms)
+    assert len(calls) == 1
+    assert all(float(g.abs().max()) > 0 for n, g in worker.optimizer.gradients().items() if "value" in n)
+
+
+def test_garbage_where_masked_changes_nothing():
+    terms, streams = prepared("rloo")
+    expected, _ = gradient("rloo", 40)
+    batch = streams["main"]
+    holes = ~batch.mask
+    dirty = batch.fill(
+        ids=torch.where(holes, 63, batch.ids),
+        ref_logprobs=batch.ref_logprobs.masked_fill(holes, float("nan")),
+        advantages=batch.advantages.masked_fill(holes, float("nan")),
+    )
+    worker = learner(40)
+    metrics = worker.forward_backward({"main": dirty}, terms)
+    assert all(value == value for value in metrics.values())
+    for name, grad in worker.optimizer.gradients().items():
+        assert torch.allclose(grad, expected[name], atol=1e-7)
+
+
+def test_a_weight_of_zero_removes_a_row():
+    terms, streams = prepared("rloo")
+    batch = streams["main"]
+    weight = torch.ones(16)
+    weight[3] = weight[8] = 0
+    some, other = learner(50), learner(50)
+    some.forward_backward({"main": batch.fill(weight=weight)}, terms)
+    other.forward_backward({"main": batch.select(torch.tensor([r for r in range(16) if r not in (3, 8)]))}, terms)
+    for name, grad in some.optimizer.gradients().items():
+        assert torch.allclose(grad, other.optimizer.gradients()[name], atol=1e-6)
+
+
+def test_nan_loss_updates_nothing():
+    worker = learner(10**6)
+    before = copy.deepcopy(worker.model.state_dict())
+    terms, streams = prepared("rloo")
+    bad = streams["main"].advantages.clone()
+    bad[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        worker.forward_backward({"main": streams["main"].fill(advantages=bad)}, terms)
+    assert all(torch.equal(value, before[name]) for name, value in worker.model.state_dict().items())
+
+
+def test_optimizer_refuses_a_gradient_that_is_not_finite():
+    worker = learner(10**6)
+    before = copy.deepcopy(worker.model.state_dict())
+    next(iter(worker.optimizer.gradients().values()))[0] = float("inf")
+    with pytest.raises(FloatingPointError, match="nothing was updated"):
+        worker.step(lr=1e-3, max_norm=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in worker.model.state_dict().items())
+
+
+def test_bf16_compute_keeps_fp32_masters():
+    """Updates far below bf16's resolution add up in the masters."""
+    torch.manual_seed(0)
+    layer = nn.Linear(4, 4, bias=False).bfloat16()
+    start = layer.weight.detach().float().clone()
+    optimizer = FlatAdamW(layer.named_parameters(), lr=1e-5)
+    for _ in range(4):
+        layer(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
+        optimizer.step(lr=1e-5, max_norm=None)
+    assert torch.allclose(start - optimizer.masters()["weight"], torch.full((4, 4), 4e-5), atol=1e-7)
+
+
+def test_flat_adamw_equals_torch():
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(5, 3), None
+    theirs = copy.deepcopy(ours)
+    flat = FlatAdamW(ours.named_parameters(), lr=1e-2, weight_decay=0.1)
+    adam = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}], lr=1e-2)  # fmt: skip
+    for step in range(5):
+        x = torch.randn(7, 5)
+        for module in (ours, theirs):
+            (module(x) ** 2).mean().backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), 0.1)
+        assert flat.step(lr=1e-2, max_norm=0.1) == pytest.approx(float(norm), rel=1e-5)
+        adam.step()
+        adam.zero_grad()
+    assert torch.allclose(ours.weight, theirs.weight, atol=1e-6)
+    assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
+
+
+def test_forward_gathers_what_micro_batches_compute():
+    worker = learner(30)
+    batch = batch_of()
+    found = worker.forward(batch, ("logprobs", "values", "rewards"))
+    with torch.no_grad():
+        whole = worker.model(batch, ("logprobs", "values", "rewards"))
+    for name in ("logprobs", "values", "rewards"):
+        assert torch.allclose(getattr(found, name), getattr(whole, name), atol=1e-5)
+
+
+def test_vocabulary_functions_run_forward_and_backward():
+    """A function of the logits gets the same gradient as the built-in log-probabilities."""
+
+    def chosen(logits, columns):
+        return logits.log_softmax(-1).gather(1, columns["targets"][:, None]).squeeze(1)
+
+    def loss(out, batch):
+        return reinforce(out.vocabulary["chosen"], batch.mask.float(), batch.mask), {}
+
+    def plain(out, batch):
+        return -masked_sum(out.logprobs, batch.mask), {}
+
+    batch = batch_of()
+    ours, theirs = learner(60), learner(60)
+    ours.forward_backward({"main": batch}, (Term("policy", loss, "response", vocabulary={"chosen": chosen}),))
+    theirs.forward_backward({"main": batch}, (Term("policy", plain, "response"),))
+    for name, grad in ours.optimizer.gradients().items():
+        assert torch.allclose(grad, theirs.optimizer.gradients()[name], atol=1e-5)

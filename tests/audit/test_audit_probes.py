@@ -78,8 +78,9 @@ def test_length_by_hand():
     assert found["length/accuracy_shorter"].value == 0.5
     assert found["length/gap"].value == pytest.approx(1 / 6)
     assert found["length/gap"].n == 4
-    # differences +-2, +-1, -+1, 0 against +-6, +-4, +-5, -+6: ranks about the middle are (3.5, 2, -2, 0, ...) against
-    # (3, 1, 2, -3, ...) with ties 6, 6 at 3; sums 2 (10.5 + 2 - 4 + 0), 2 (12.25 + 4 + 4), 2 (9 + 1 + 4 + 9)
+    # both orders of differences 2, 1, -1, 0 against lengths 6, 4, 5, -6: ranks from the middle are 3.5, 2, -2, 0 and
+    # 3, 0.5, 1.5, -3, so (10.5 + 1 - 3)/sqrt((12.25 + 4 + 4)(9 + 0.25 + 2.25 + 9))
+    assert found["length/spearman"].value == pytest.approx(8.5 / math.sqrt(20.25 * 20.5))
     assert found["length/spearman"].n == 4
     assert math.isnan(found["length/beyond"].value)
 

@@ -130,7 +130,7 @@ class TokenBatch(Table):
         return type(self)(declared=self.__dict__["declared"], **columns)
 
     def select(self, rows: Tensor) -> Self:
-        """A new batch of these rows, in this order, cut to their longest response. Pair columns go if pairs are torn."""
+        """A new batch of these rows, in this order, cut to their longest response; torn pairs lose pair columns."""
         width = int(self.lengths[rows].max()) if len(rows) else 0
         pairs = len(rows) % 2 == 0 and bool((rows[0::2] + 1 == rows[1::2]).all() and (rows[0::2] % 2 == 0).all())
         prompts, place = self.prompts.select(self.group[rows].tolist())

@@ -112,3 +112,14 @@ def token_columns(batch: TokenBatch) -> dict[str, Tensor]:
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:
     """Sum of weights * values over what counts; 0 * nan would be nan."""
     return (weights * torch.where(weights > 0, values, 0.0)).sum()
+
+
+class AdapterOff(Learner):
+    """The reference of a policy with fresh adapters: the same weights, adapters switched off."""
+
+    def forward(
+        self, batch: TokenBatch, reads: tuple[str, ...], vocabulary: Mapping[str, VocabularyFn] | None = None
+    ) -> ModelOutput:
+        """As `Learner`."""
+        with self.model.adapter.disable_adapter():
+            return super().forward(batch, reads, vocabulary)

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Stages put together."""

@@ -1,1 +1,1 @@
-"""TBD."""
+"""Learned and programmatic rewards, and the scoring contract."""

@@ -144,19 +144,24 @@ def _from_field(text: Text, role: str) -> Response:
 
 def load(place: str) -> Rule:
     """The reward at "path/to/file.py:function" or "package.module:function"."""
-    where, colon, name = place.rpartition(":")
-    if not colon or not where or not name.isidentifier():
-        raise InputError(f"reward {place!r}: write path/to/file.py:function or package.module:function")
-    module = _file_module(Path(where)) if where.endswith(".py") else _named_module(where, place)
-    known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-    if not hasattr(module, name):
-        raise InputError(f"{where} has no function {name!r}.{nearest(name, known)}")
-    function = getattr(module, name)
+    function = load_object(place, "reward")
     if not callable(function):
         raise InputError(f"{place} is no function but {type(function).__name__}")
     if isinstance(function, type):
         raise InputError(f"{place} is a class: name a function of (prompts, responses, **columns), or an instance")
-    return Rule(function, name)
+    return Rule(function, place.rpartition(":")[2])
+
+
+def load_object(place: str, kind: str) -> Any:
+    """What the user's file or module defines under a name; `kind` says in errors what was looked for."""
+    where, colon, name = place.rpartition(":")
+    if not colon or not where or not name.isidentifier():
+        raise InputError(f"{kind} {place!r}: write path/to/file.py:name or package.module:name")
+    module = _file_module(Path(where)) if where.endswith(".py") else _named_module(where, place)
+    known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+    if not hasattr(module, name):
+        raise InputError(f"{where} has no {name!r}.{nearest(name, known)}")
+    return getattr(module, name)
 
 
 def _file_module(path: Path) -> Any:
@@ -180,7 +185,7 @@ def _named_module(name: str, place: str) -> Any:
     try:
         return importlib.import_module(name)
     except Exception as error:
-        raise InputError(f"reward {place!r}: importing {name} failed: {_said(error)}") from error
+        raise InputError(f"{place!r}: importing {name} failed: {_said(error)}") from error
 
 
 def _said(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""TBD."""
+"""One function for each verb. Stages meet only through the files of a run directory."""

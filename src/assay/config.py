@@ -1,0 +1,269 @@
+"""What each verb of the command line can be told. Defaults, then a YAML file, then `--dotted.flags`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from assay.algorithms import ALGORITHMS, BradleyTerry
+from assay.audit.gate import GateSettings
+from assay.engine.catalog import DEFAULT_MODEL
+from assay.engine.load import DType, LoRASettings
+from assay.engine.sample import SamplingSettings
+from assay.settings import InputError, Settings, nearest
+from assay.train.loop import CheckpointSettings, OptimiserSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSettings(Settings):
+    """Feedback, prompts or text to read: a file, a dataset folder or a hub id."""
+
+    path: str = ""
+    split: str | None = None
+    on_bad: Literal["error", "skip"] = "error"  # rows that cannot be used: refuse the file, or drop and count them
+    too_long: Literal["error", "skip"] = "error"  # conversations longer than the model's context
+    limit: int | None = None  # at most this many records
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardConfig(Settings):
+    """assay reward: comparisons -> a reward model that plain transformers loads."""
+
+    run: str = ""  # the run directory
+    model: str = DEFAULT_MODEL  # what it starts from: a name, a folder or a hub id
+    data: DataSettings = field(default_factory=DataSettings)
+    held_out: int | float = 0.1  # prompts kept for testing: a number, or a share
+    algorithm: BradleyTerry = field(default_factory=BradleyTerry)
+    epochs: float = 1.0
+    batch_size: int = 8  # pairs per optimiser step
+    max_tokens: int | None = None  # a stricter limit than the model's context
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    token_budget: int = 4096  # tokens computed at once; changes memory and speed, never the result
+    dtype: DType = "auto"
+    seed: int = 0
+    verify: bool = True  # prove that plain transformers gives the saved model's rewards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplesSettings(Settings):
+    """Answers sampled to see which ones a reward would pick."""
+
+    prompts: DataSettings = field(default_factory=DataSettings)  # no path: none are sampled
+    model: str = DEFAULT_MODEL
+    num_prompts: int = 64
+    num_answers: int = 16
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    oracle: str = ""  # "text", "length", or file.py:function: the truth, where it is known
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig(Settings):
+    """assay audit: a reward model and held-out comparisons -> findings and a verdict."""
+
+    run: str = ""
+    reward: str = ""  # default: the run's reward model
+    data: DataSettings = field(default_factory=DataSettings)  # default: what the run held out
+    samples: SamplesSettings = field(default_factory=SamplesSettings)
+    gate: GateSettings = field(default_factory=GateSettings)
+    token_budget: int = 8192
+    dtype: DType = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicyConfig(Settings):
+    """assay policy: prompts and a reward, or feedback alone -> a policy."""
+
+    run: str = ""
+    model: str = DEFAULT_MODEL
+    data: DataSettings = field(default_factory=DataSettings)  # prompts, comparisons or demonstrations
+    streams: dict[str, DataSettings] = field(default_factory=dict)  # further sources, by stream
+    algorithm: Any = None  # set to the chosen algorithm's own fields by `config_class`
+    reward: str = ""  # a reward model; default: the run's
+    rules: tuple[str, ...] = ()  # programmatic rewards beside it, as weight*file.py:function
+    reward_weight: float = 1.0  # of the reward model in the sum
+    num_answers: int = 4  # per prompt
+    batch_size: int = 16  # prompts (or pairs, or demonstrations) per optimiser step
+    steps: int = 0  # optimiser steps; 0: as `epochs` says
+    epochs: float = 1.0
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    oracle: str = ""  # tracked beside the reward on held-out prompts, never trained on
+    watch: DataSettings = field(default_factory=DataSettings)  # the held-out prompts it is tracked on
+    watch_every: int = 10  # steps
+    ignore_gate: bool = False  # optimise against a reward that failed its audit, or has none
+    optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
+    lora: LoRASettings = field(default_factory=LoRASettings)
+    checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    token_budget: int = 4096
+    max_tokens: int | None = None
+    dtype: DType = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateConfig(Settings):
+    """assay evaluate: a policy against its base on held-out prompts."""
+
+    run: str = ""
+    base: str = DEFAULT_MODEL
+    policy: str = ""  # default: the run's
+    prompts: DataSettings = field(default_factory=DataSettings)
+    num_prompts: int = 200
+    oracle: str = ""  # what judges: "text", "length" or file.py:function; default: the reward model
+    reward: str = ""  # a reward model scored beside it; default: the run's, if there is one
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    text: DataSettings = field(default_factory=DataSettings)  # plain text whose likelihood before and after is compared
+    token_budget: int = 8192
+    dtype: DType = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectConfig(Settings):
+    """assay collect: prompts -> pairs of sampled answers -> labels by a simulated annotator, or an import."""
+
+    run: str = ""
+    prompts: DataSettings = field(default_factory=DataSettings)
+    feedback: DataSettings = field(default_factory=DataSettings)  # import comparisons in any of the field's formats
+    model: str = DEFAULT_MODEL
+    num_prompts: int | None = None
+    num_answers: int = 2  # per prompt; all pairs of them are judged
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    oracle: str = "text"  # what the annotator wants
+    temperature: float = 1.0  # of the annotator: how noisy the labels are
+    token_budget: int = 8192
+    dtype: DType = "auto"
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig(Settings):
+    """assay score: a reward model's numbers for conversations in a file."""
+
+    reward: str = ""
+    data: DataSettings = field(default_factory=DataSettings)
+    out: str = ""  # a .jsonl file; default: the terminal
+    token_budget: int = 8192
+    dtype: DType = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyConfig(Settings):
+    """assay verify: does plain transformers give a saved reward model's rewards?"""
+
+    reward: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportConfig(Settings):
+    """assay report: a run directory -> one offline HTML file."""
+
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelsConfig(Settings):
+    """assay models: what is at hand, and where it came from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DemoConfig(Settings):
+    """assay demo: the whole line on the embedded default model."""
+
+    run: str = "runs/demo"
+    bad: bool = False  # plant a reward that loves length, to see the gate refuse it
+    seed: int = 0
+
+
+CONFIGS: dict[str, type] = {
+    "collect": CollectConfig,
+    "reward": RewardConfig,
+    "score": ScoreConfig,
+    "verify": VerifyConfig,
+    "audit": AuditConfig,
+    "policy": PolicyConfig,
+    "evaluate": EvaluateConfig,
+    "report": ReportConfig,
+    "demo": DemoConfig,
+    "models": ModelsConfig,
+}
+
+DEFAULT_ALGORITHM = "rloo"
+REWARD_ALGORITHMS = {"bradley_terry"}
+
+
+def config_class(verb: str, algorithm: str | None = None) -> type:
+    """The dataclass of a verb; for `policy` with the fields of the chosen algorithm."""
+    found = CONFIGS[verb]
+    if found is not PolicyConfig:
+        return found
+    chosen = load_algorithm(algorithm or DEFAULT_ALGORITHM)
+    return dataclasses.make_dataclass(
+        "PolicyConfig",
+        [("algorithm", chosen, field(default_factory=chosen))],
+        bases=(PolicyConfig,),
+        frozen=True,
+        kw_only=True,
+    )
+
+
+def load_algorithm(name: str) -> type:
+    """By name, or a user's own as file.py:Class."""
+    known = [word for word in ALGORITHMS if word not in REWARD_ALGORITHMS]
+    if name in known:
+        return ALGORITHMS[name]
+    if ":" in name:
+        from assay.rewards.rules import load_object
+
+        return load_object(name, "algorithm")
+    raise InputError(f"algorithm.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file as nested dictionaries."""
+    try:
+        data = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = nearest(path.name, [other.name for other in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+        raise InputError(f"{path}: no such config file.{near}") from None
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: a config file holds `name: value` lines; got {type(data).__name__}")
+    return data
+
+
+def validate(kind: type, data: Mapping[str, Any], where: str) -> Any:
+    """The config that `data` describes. Unknown keys and wrong types are named, with the nearest known key."""
+    _check_keys(kind, data, where, "")
+    try:
+        return TypeAdapter(kind).validate_json(json.dumps(data), strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{where}: {name}: {first['msg']}; got {first['input']!r}") from None
+    except TypeError as error:
+        raise InputError(f"{where}: {error}; a date or another YAML type where text or a number belongs") from None
+
+
+def _check_keys(kind: Any, data: Any, where: str, prefix: str) -> None:
+    if not (dataclasses.is_dataclass(kind) and isinstance(data, Mapping)):
+        return
+    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    for key, value in data.items():
+        if key not in fields:
+            raise InputError(f"{where}: unknown key {prefix}{key}.{nearest(str(key), fields)}")
+        _check_keys(fields[key], value, where, f"{prefix}{key}.")
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """A config as nested JSON values, in the order of its fields."""
+    return TypeAdapter(type(config)).dump_python(config, mode="json")

@@ -1,0 +1,63 @@
+"""assay audit: a reward model under test, before anything is optimised against it."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from assay.audit.run import Audit, audit_pairs
+from assay.audit.table import ScoredSamples
+from assay.config import AuditConfig, SamplesSettings
+from assay.feedback.read import read_comparisons, read_prompts
+from assay.records import text_of
+from assay.rewards.model import RewardModel
+from assay.stages.common import load_oracle, open_run, read
+from assay.stages.progress import say, table
+from assay.stages.reward import encode
+from assay.stages.sampling import PolicySampler
+from assay.stages.scoring import score_pairs
+
+
+def run(config: AuditConfig) -> Audit:
+    """Score, probe, judge; `audit.json` and the scored tables go to the run directory."""
+    place = open_run(config.run)
+    data = config.data if config.data.path else replace(config.data, path=str(place.path / "held_out.jsonl"))
+    comparisons = read(read_comparisons, data)
+    reward = RewardModel.from_pretrained(
+        config.reward or str(place.reward), dtype=config.dtype, token_budget=config.token_budget
+    )
+    pairs = score_pairs(reward, encode(comparisons, reward.encoder, reward.context, data))
+    samples = score_samples(reward, config.samples, config) if config.samples.prompts.path else None
+    found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
+    place.path.mkdir(parents=True, exist_ok=True)
+    pairs.save(place.path / "scored_pairs.parquet")
+    if samples is not None:
+        samples.save(place.path / "scored_samples.parquet")
+    found.save(place.audit)
+    place.record("audit", reward=config.reward or str(place.reward.name), seed=config.seed, counts=dict(found.counts))
+    table("audit", found.table())
+    if found.verdict.passed:
+        say("the gate is open: this reward may be optimised against")
+    for reason in found.verdict.reasons:
+        say(f"refused: {reason}")
+    return found
+
+
+def score_samples(reward: RewardModel, settings: SamplesSettings, config: AuditConfig) -> ScoredSamples:
+    """Several answers to each prompt, with reward and, where it is known, the truth."""
+    prompts = read(read_prompts, settings.prompts, "samples.prompts")[: settings.num_prompts]
+    sampler = PolicySampler.load(settings.model, settings.sampling, dtype=config.dtype)
+    generator = torch.Generator().manual_seed(config.seed)
+    rollouts = sampler.sample(prompts, settings.num_answers, generator)
+    rewards = reward.score([(rollout.prompt, rollout.response) for rollout in rollouts])
+    columns = {}
+    if settings.oracle:
+        oracle = load_oracle(settings.oracle)
+        columns["oracle"] = np.array(oracle([r.prompt for r in rollouts], [r.response for r in rollouts]))
+    return ScoredSamples(
+        prompt_id=np.array([rollout.prompt.id for rollout in rollouts]),
+        reward=np.array(rewards),
+        length=np.array([len(rollout.ids) for rollout in rollouts]),
+        text=np.array([text_of(rollout.response) for rollout in rollouts]),
+        **columns,
+    )

@@ -1,0 +1,98 @@
+"""What several stages need: required settings, oracles by name, encoding that counts what is too long."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from assay.config import DataSettings
+from assay.feedback.oracles import Oracle, TextOracle, length_lover
+from assay.records import Prompt, Record, Response
+from assay.report.run import RunDirectory
+from assay.rewards.rules import load, to_field
+from assay.settings import InputError
+from assay.stages.progress import say
+from assay.tokens.chat import Encoded
+
+Item = TypeVar("Item")
+
+
+def require(value: str, flag: str, what: str) -> str:
+    """`value`, or an error that says what is missing."""
+    if not value:
+        raise InputError(f"--{flag} is missing: give {what}")
+    return value
+
+
+def open_run(path: str) -> RunDirectory:
+    """The run directory, which need not exist."""
+    return RunDirectory(require(path, "run", "a directory for the run's results"))
+
+
+def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> tuple[Any, ...]:
+    """Records as `data` says, the account of reading them printed."""
+    source = require(data.path, f"{flag}.path", "a file, a dataset folder or a hub id")
+    found = reader(source, split=data.split, on_bad=data.on_bad, limit=data.limit)
+    say(str(found.report))
+    return found.records
+
+
+def load_oracle(name: str) -> Oracle:
+    """ "text", "length", or a function (prompts, responses) at file.py:function or package.module:function."""
+    if name == "text":
+        return TextOracle()
+    if name == "length":
+        return length_lover
+    rule = load(name)
+
+    def oracle(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        return rule([to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses])
+
+    return oracle
+
+
+def keep_fitting(
+    items: Iterable[tuple[Item, Sequence[Encoded]]], limit: int, data: DataSettings
+) -> list[tuple[Item, Sequence[Encoded]]]:
+    """Items whose conversations all fit `limit` tokens. Others are an error, or dropped and counted if so asked."""
+    kept, long, longest, unshared = [], 0, 0, 0
+    for item, encoded in items:
+        size = max(conversation.num_tokens for conversation in encoded)
+        longest = max(longest, size)
+        if size > limit:
+            long += 1
+            continue
+        unshared += sum(not conversation.shared for conversation in encoded)
+        kept.append((item, encoded))
+    if long and data.too_long == "error":
+        raise InputError(
+            f"{data.path}: {long} of {len(kept) + long} records are longer than {limit} tokens (the longest has "
+            f"{longest}); drop and count them with --data.too_long skip"
+        )
+    if long:
+        say(f"{data.path}: dropped {long} of {len(kept) + long} records longer than {limit} tokens")
+    if unshared:
+        say(f"{data.path}: {unshared} answers do not share their prompt: its ids change when the answer follows")
+    if not kept:
+        raise InputError(f"{data.path}: no record fits {limit} tokens")
+    return kept
+
+
+def hash_of(records: Iterable[Record]) -> str:
+    """16 hexadecimal digits of the records' content, in order."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(record.to_json(), sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:16]
+
+
+def hash_of_folder(folder: str) -> str:
+    """16 hexadecimal digits of a model folder's weights and settings."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*")):
+        if path.suffix in (".safetensors", ".json", ".jinja"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]

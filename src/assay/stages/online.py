@@ -1,0 +1,107 @@
+"""Batches that a policy makes itself: sample, score, hand to the algorithm."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from assay.batch import TokenBatch
+from assay.config import PolicyConfig
+from assay.feedback.oracles import Oracle
+from assay.records import Prompt, Rollout
+from assay.rewards.model import RewardModel
+from assay.rewards.rules import Rule, fill_rewards, load
+from assay.settings import InputError
+from assay.stages.sampling import PolicySampler
+from assay.train.batches import Shuffled
+
+
+class Rewards:
+    """A learned reward and programmatic ones, added up with their weights; every part is kept."""
+
+    def __init__(
+        self, model: RewardModel | None, weight: float, rules: Sequence[str], identity: Mapping[str, Any]
+    ) -> None:
+        self.model, self.weight, self.identity = model, weight, dict(identity)
+        self.rules = [_weighted(rule) for rule in rules]
+
+    def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, list[float]]]:
+        """The sums, one per rollout, and each part by name before weighting."""
+        parts: dict[str, list[float]] = {}
+        totals = [0.0] * len(rollouts)
+        if self.model is not None:
+            parts["model"] = self.model.score([(rollout.prompt, rollout.response) for rollout in rollouts])
+            totals = [self.weight * reward for reward in parts["model"]]
+        for weight, rule in self.rules:
+            parts[rule.name] = [rollout.reward for rollout in fill_rewards(rule, rollouts)]
+            totals = [total + weight * reward for total, reward in zip(totals, parts[rule.name], strict=True)]
+        return totals, parts
+
+
+def _weighted(text: str) -> tuple[float, Rule]:
+    """From "0.5*file.py:function", or "file.py:function" with weight 1."""
+    weight, star, place = text.rpartition("*")
+    try:
+        return (float(weight) if star else 1.0), load(place)
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"--rules {text!r}: write weight*file.py:function, weight a number") from None
+
+
+class Rollouts:
+    """One batch a step: prompts in a seeded order, several answers to each, scored."""
+
+    def __init__(
+        self, sampler: PolicySampler, prompts: Sequence[Prompt], rewards: Rewards, config: PolicyConfig
+    ) -> None:
+        self.sampler, self.rewards, self.num_answers = sampler, rewards, config.num_answers
+        self.prompts = Shuffled(prompts, config.batch_size, seed=config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.facts: dict[str, float] = {}
+
+    def next(self) -> dict[str, TokenBatch]:
+        """As `Batches`; what was sampled is summed up in `facts`."""
+        began = time.perf_counter()
+        drawn = self.sampler.draw(self.prompts.next(), self.num_answers, self.generator)
+        sampled = time.perf_counter()
+        totals, parts = self.rewards(drawn.rollouts)
+        scored = time.perf_counter()
+        lengths = [float(len(rollout.ids)) for rollout in drawn.rollouts]
+        groups = [totals[i : i + self.num_answers] for i in range(0, len(totals), self.num_answers)]
+        self.facts = {
+            "reward": statistics.fmean(totals),
+            "reward_std": statistics.fmean(statistics.pstdev(group) for group in groups),
+            "frac_reward_zero_std": statistics.fmean(float(max(group) == min(group)) for group in groups),
+            **{f"rewards/{name}/mean": statistics.fmean(values) for name, values in parts.items()},
+            "length_mean": statistics.fmean(lengths),
+            "share_cut": statistics.fmean(float(rollout.stop == "length") for rollout in drawn.rollouts),
+            "seconds_sampling": sampled - began,
+            "seconds_scoring": scored - sampled,
+        }
+        return {"main": drawn.batch(totals)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Batches`."""
+        return {"drawn": self.prompts.drawn, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Batches`."""
+        self.prompts.drawn = state["drawn"]
+        self.generator.set_state(state["generator"])
+
+
+class Watch:
+    """The truth on held-out prompts while a policy trains: looked at, never trained on."""
+
+    def __init__(self, sampler: PolicySampler, prompts: Sequence[Prompt], oracle: Oracle, *, seed: int) -> None:
+        self.sampler, self.prompts, self.oracle, self.seed = sampler, prompts, oracle, seed
+
+    def look(self) -> dict[str, float]:
+        """The oracle's mean over one answer to each prompt; the same draws every time."""
+        generator = torch.Generator().manual_seed(self.seed)
+        rollouts = self.sampler.draw(self.prompts, 1, generator).rollouts
+        rewards = self.oracle([r.prompt for r in rollouts], [r.response for r in rollouts])
+        return {"oracle": statistics.fmean(rewards)}

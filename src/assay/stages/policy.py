@@ -1,0 +1,183 @@
+"""assay policy: prompts and an audited reward, or feedback alone, in; a policy out."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from assay.audit.run import Audit
+from assay.batch import TokenBatch
+from assay.config import DataSettings, PolicyConfig, plain
+from assay.engine.catalog import load_tokenizer, resolve_model
+from assay.engine.export import export
+from assay.engine.learner import AdapterOff, Learner
+from assay.engine.load import load_policy
+from assay.engine.model import Model
+from assay.engine.optimizer import FlatAdamW
+from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
+from assay.records import Comparison, Demonstration, Prompt
+from assay.report.run import RunDirectory
+from assay.rewards.model import RewardModel
+from assay.settings import InputError
+from assay.stages.common import hash_of, hash_of_folder, keep_fitting, load_oracle, open_run, read
+from assay.stages.online import Rewards, Rollouts, Watch
+from assay.stages.progress import bar, say
+from assay.stages.reward import collator as collate_pairs
+from assay.stages.sampling import PolicySampler
+from assay.tokens.chat import Encoded, Encoder, collate
+from assay.train.batches import Batches, Offline, Shuffled
+from assay.train.loop import Training
+
+READERS: Mapping[str, Callable[..., Any]] = {
+    "rollouts": read_prompts,
+    "comparisons": read_comparisons,
+    "demonstrations": read_demonstrations,
+}
+SHOWN = ("reward", "oracle", "kl", "loss", "rewards/accuracies", "length_mean")
+
+
+def run(config: PolicyConfig) -> None:
+    """Train with the configured algorithm and save the policy as an ordinary model folder."""
+    place = open_run(config.run)
+    algorithm = config.algorithm
+    records = read(READERS[algorithm.data], config.data)
+    rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
+    source = resolve_model(config.model)
+    encoder = Encoder(load_tokenizer(source))
+    torch.manual_seed(config.seed)
+    model = load_policy(source, dtype=config.dtype, lora=config.lora)
+    model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    learners = make_learners(model, config)
+    sampler = PolicySampler(model, encoder, config.sampling)
+    batches: Batches
+    if rewards is not None:
+        model.temperature = config.sampling.temperature
+        batches = Rollouts(sampler, records, rewards, config)
+        per_epoch = len(records)
+    else:
+        batches, per_epoch = offline(config, encoder, model, records)
+    num_steps = config.steps or math.ceil(config.epochs * per_epoch / config.batch_size)
+    place.write_config(plain(config))
+    training = Training(
+        algorithm,
+        learners,
+        batches,
+        num_steps=num_steps,
+        optimiser=config.optimiser,
+        checkpoints=config.checkpoints,
+        folder=place.checkpoints / "policy",
+        identity={"config": _identity(config), "data": hash_of(records), "reward": rewards.identity if rewards else {}},
+    )
+    if training.resume():
+        say(f"resumed after step {training.step} of {num_steps}")
+    place.resume_metrics(training.step + 1, stage="policy")
+    watch = make_watch(config, sampler)
+    with bar("policy", num_steps) as progress:
+
+        def report(metrics: dict[str, float]) -> None:
+            step = int(metrics.pop("step"))
+            if watch is not None and (step % config.watch_every == 0 or step == num_steps):
+                metrics |= watch.look()
+            place.append_metrics(step, metrics, stage="policy")
+            progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics})
+
+        training.run(report)
+    training.save()
+    export(model, place.policy, encoder.tokenizer, learner=learners["policy"])
+    place.record("policy", data=hash_of(records), num_steps=num_steps, seed=config.seed, base=config.model)
+    say(f"policy: {place.policy}")
+
+
+def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
+    """The reward model, its gate passed, and the programmatic rewards beside it."""
+    named = config.reward or (str(place.reward) if place.reward.exists() else "")
+    if not named and not config.rules:
+        raise InputError("--reward is missing: give a reward model, or programmatic rewards with --rules")
+    model = None
+    identity: dict[str, Any] = {"rules": list(config.rules)}
+    if named:
+        check_gate(place, named, ignore=config.ignore_gate)
+        model = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
+        identity["model"] = hash_of_folder(resolve_model(named).path)
+    return Rewards(model, config.reward_weight, config.rules, identity)
+
+
+def check_gate(place: RunDirectory, reward: str, *, ignore: bool) -> None:
+    """Refuse a reward that was not audited in this run, or that failed."""
+    if ignore:
+        say(f"the gate is ignored: {reward} is optimised against, audited or not")
+        return
+    if not place.audit.exists():
+        raise InputError(
+            f"{reward} was not audited in {place.path}: run `assay audit --run {place.path}` first, or go on without "
+            f"with --ignore_gate true"
+        )
+    verdict = Audit.load(place.audit).verdict
+    if not verdict.passed:
+        raise InputError(
+            f"the gate refuses {reward}: {'; '.join(verdict.reasons)}. Mend the reward, or go on with "
+            f"--ignore_gate true"
+        )
+
+
+def make_learners(model: Model, config: PolicyConfig) -> dict[str, Any]:
+    """The policy, and where the algorithm reads it the reference: the policy at step 0."""
+    learners: dict[str, Any] = {}
+    if config.algorithm.reference:
+        if model.adapter is not None:
+            learners["reference"] = AdapterOff(model, token_budget=config.token_budget)
+        else:
+            frozen = copy.deepcopy(model).requires_grad_(False)
+            frozen.temperature = config.sampling.temperature if config.algorithm.data == "rollouts" else 1.0
+            learners["reference"] = Learner(frozen, token_budget=config.token_budget)
+    settings = config.optimiser
+    optimiser = FlatAdamW(model.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    learners["policy"] = Learner(model, optimiser, token_budget=config.token_budget)
+    return learners
+
+
+def offline(config: PolicyConfig, encoder: Encoder, model: Model, records: Sequence[Any]) -> tuple[Offline, int]:
+    """Batches of fixed feedback, and how many items an epoch has."""
+    wanted = {term.stream for term in config.algorithm.losses()}
+    streams = {"main": (config.algorithm.data, records, config.data)}
+    for name in wanted - {"main"}:
+        kind = config.algorithm.streams[name]
+        if name not in config.streams:
+            raise InputError(f"--streams.{name}.path is missing: the algorithm reads {kind} beside its main data")
+        streams[name] = (kind, read(READERS[kind], config.streams[name]), config.streams[name])
+    made = {name: _stream(kind, found, data, encoder, model, config) for name, (kind, found, data) in streams.items()}
+    return Offline(made), len(made["main"][0].items)
+
+
+def _stream(
+    kind: str, records: Sequence[Any], data: DataSettings, encoder: Encoder, model: Model, config: PolicyConfig
+) -> tuple[Shuffled[Any], Callable[[list[Any]], TokenBatch]]:
+    context = int(getattr(model.config, "max_position_embeddings", 2**31))
+    limit = min(context, config.max_tokens or context)
+
+    def encoded(record: Comparison | Demonstration) -> list[Encoded]:
+        answers = (record.chosen, record.rejected) if isinstance(record, Comparison) else (record.response,)
+        return [encoder.completion(record.prompt, answer) for answer in answers]
+
+    items = keep_fitting(((record, encoded(record)) for record in records), limit, data)
+
+    def collate_single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
+        return collate([rows for _, rows in items], encoder.tokenizer.pad_token_id)
+
+    pairs = kind == "comparisons"
+    return Shuffled(items, config.batch_size, seed=config.seed), collate_pairs(encoder) if pairs else collate_single
+
+
+def make_watch(config: PolicyConfig, sampler: PolicySampler) -> Watch | None:
+    """What is looked at while training: the oracle on held-out prompts."""
+    if not config.oracle or not config.watch.path:
+        return None
+    prompts: Sequence[Prompt] = read(read_prompts, config.watch, "watch")
+    return Watch(sampler, prompts, load_oracle(config.oracle), seed=config.seed + 1)
+
+
+def _identity(config: PolicyConfig) -> dict[str, Any]:
+    told = plain(config)
+    return {name: value for name, value in told.items() if name not in ("run", "checkpoints", "watch", "watch_every")}

@@ -1,0 +1,77 @@
+"""What a stage tells while it works: bars with rates on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from assay.report.text import visible
+
+LINES_APART = 10.0  # seconds between lines where output is no terminal
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One message, as it is; control characters of model text made visible."""
+    console.print("\n".join(visible(line) for line in text.splitlines()), markup=False)
+
+
+def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows of equal keys, aligned."""
+    if not rows:
+        return
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for name in rows[0]:
+        made.add_column(name, overflow="fold")
+    for row in rows:
+        made.add_row(*(visible(str(value)) for value in row.values()))
+    console.print(made)
+
+
+class Bar:
+    """Steps done, a few figures, rate and time left."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self.began = self.spoke = time.monotonic()
+        self.first = 0
+        self.rich: Progress | None = None
+        if console.is_terminal and sys.stdout.isatty():
+            self.rich = Progress(
+                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), console=console,
+            )  # fmt: skip
+            self.task = self.rich.add_task(title, total=total, figures="")
+
+    def update(self, done: int, figures: Mapping[str, float]) -> None:
+        """`done` of the total, with the figures to show."""
+        if self.done == 0 and done > 1:
+            self.first = done - 1  # resumed: what came before does not count in the rate
+        self.done = done
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
+        if self.rich is not None:
+            self.rich.update(self.task, completed=done, figures=shown)
+            return
+        now = time.monotonic()
+        if now - self.spoke >= LINES_APART or done == self.total:
+            self.spoke = now
+            rate = (done - self.first) / max(now - self.began, 1e-9)
+            left = (self.total - done) / rate if rate else 0.0
+            say(f"{self.title} {done}/{self.total}  {shown}  {rate:.2f} steps/s, {left:.0f} s left")
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Bar]:
+    """A bar for the duration of a block."""
+    made = Bar(title, total)
+    if made.rich is None:
+        yield made
+    else:
+        with made.rich:
+            yield made

@@ -1,0 +1,110 @@
+"""Answers of a policy as rollouts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from assay.batch import TokenBatch, Trunks
+from assay.engine.catalog import load_tokenizer, resolve_model
+from assay.engine.load import DType, load_policy
+from assay.engine.model import Model
+from assay.engine.sample import Samples, SamplingSettings, sample
+from assay.records import Message, Prompt, Rollout
+from assay.settings import InputError
+from assay.stages.progress import bar
+from assay.tokens.chat import Encoder
+
+ANSWERS_AT_ONCE = 192  # rows of one decoding step: enough to be busy, few enough for the cache
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Rollouts and the tensors behind them, in one order."""
+
+    rollouts: tuple[Rollout, ...]
+    prompts: tuple[tuple[int, ...], ...]
+    samples: Samples
+    num: int
+
+    def batch(self, rewards: Sequence[float]) -> TokenBatch:
+        """What an algorithm trains on: every sampled token counts."""
+        ids = self.samples.ids
+        return TokenBatch(
+            prompts=Trunks(tuple(torch.tensor(prompt) for prompt in self.prompts)),
+            ids=ids,
+            mask=torch.arange(ids.shape[1]) < self.samples.lengths[:, None],
+            lengths=self.samples.lengths,
+            group=torch.arange(len(self.prompts)).repeat_interleave(self.num),
+            rewards=torch.tensor(rewards, dtype=torch.float32),
+            sampler_logprobs=self.samples.logprobs,
+        )
+
+
+class PolicySampler:
+    """A policy that answers prompts."""
+
+    def __init__(self, model: Model, encoder: Encoder, settings: SamplingSettings) -> None:
+        self.model, self.encoder, self.settings = model, encoder, settings
+        self.stop = stop_ids(model, encoder)
+
+    @classmethod
+    def load(cls, name: str, settings: SamplingSettings, *, dtype: DType = "auto") -> Self:
+        """From a name, folder or hub id."""
+        source = resolve_model(name)
+        encoder = Encoder(load_tokenizer(source))
+        model = load_policy(source, dtype=dtype)
+        model.config.pad_token_id = encoder.tokenizer.pad_token_id
+        return cls(model.eval(), encoder, settings)
+
+    def sample(
+        self, prompts: Sequence[Prompt], num: int, generator: torch.Generator, title: str = "sampling"
+    ) -> tuple[Rollout, ...]:
+        """`num` answers to each prompt, those of one prompt side by side."""
+        at_once = max(1, ANSWERS_AT_ONCE // num)
+        found: list[Rollout] = []
+        with bar(title, len(prompts)) as progress:
+            for first in range(0, len(prompts), at_once):
+                found += self.draw(prompts[first : first + at_once], num, generator).rollouts
+                progress.update(min(first + at_once, len(prompts)), {})
+        return tuple(found)
+
+    def draw(self, prompts: Sequence[Prompt], num: int, generator: torch.Generator, version: int = 0) -> Drawn:
+        """One batch of answers."""
+        encoded = tuple(self.encoder.prompt(prompt) for prompt in prompts)
+        self._check(prompts, encoded)
+        samples = sample(self.model, encoded, num, self.settings, stop=self.stop, generator=generator)
+        logprobs = _rows(samples.logprobs, samples.lengths)
+        rollouts = tuple(
+            Rollout(
+                prompt=prompts[row // num],
+                response=(Message("text" if prompts[row // num].is_text else "assistant", self.encoder.decode(ids)),),
+                stop="stop" if stopped else "length",
+                ids=ids,
+                sampler_logprobs=logprobs[row],
+                policy_version=version,
+            )
+            for row, (ids, stopped) in enumerate(zip(samples.rows(), samples.stopped.tolist(), strict=True))
+        )
+        return Drawn(rollouts, encoded, samples, num)
+
+    def _check(self, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]]) -> None:
+        context = int(getattr(self.model.config, "max_position_embeddings", 2**31))
+        for prompt, ids in zip(prompts, encoded, strict=True):
+            if len(ids) + self.settings.max_tokens > context:
+                raise InputError(
+                    f"prompt {prompt.id} has {len(ids)} tokens; with {self.settings.max_tokens} of an answer it passes "
+                    f"the model's context of {context}: leave it out or sample fewer tokens"
+                )
+
+
+def stop_ids(model: Model, encoder: Encoder) -> list[int]:
+    """The tokenizer's end of sequence and what the model's generation settings add."""
+    told: Any = getattr(model.network.generation_config, "eos_token_id", None) or []
+    return sorted({encoder.eos, *([told] if isinstance(told, int) else told)})
+
+
+def _rows(values: Tensor, lengths: Tensor) -> list[tuple[float, ...]]:
+    return [tuple(row[:length]) for row, length in zip(values.tolist(), lengths.tolist(), strict=True)]

@@ -1,0 +1,28 @@
+"""The scored tables that audits read: scoring runs once."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from assay.audit.table import ScoredPairs
+from assay.records import Comparison
+from assay.rewards.model import RewardModel
+from assay.tokens.chat import Encoded
+
+
+def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[Encoded]]]) -> ScoredPairs:
+    """Rewards and lengths of encoded pairs, chosen first."""
+    rewards = reward.score_encoded([conversation for _, encoded in pairs for conversation in encoded])
+    comparisons = [comparison for comparison, _ in pairs]
+    lengths = np.array([[sum(conversation.mask) for conversation in encoded] for _, encoded in pairs])
+    return ScoredPairs(
+        prompt_id=np.array([c.prompt.id for c in comparisons]),
+        reward_chosen=np.array(rewards[0::2]),
+        reward_rejected=np.array(rewards[1::2]),
+        length_chosen=lengths[:, 0],
+        length_rejected=lengths[:, 1],
+        comparison_id=np.array([c.id for c in comparisons]),
+        subset=np.array([str(c.meta.get("subset", c.objective)) for c in comparisons]),
+        preference=np.array([max(c.preference, 1 - c.preference) for c in comparisons]),
+        annotator=np.array([c.annotator for c in comparisons]),
+    )

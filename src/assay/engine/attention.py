@@ -141,55 +141,65 @@ class _BlockAttention(torch.autograd.Function):
     ) -> Tensor:
         heads, num_tokens, _ = query.shape
         out = value.new_empty(num_tokens, heads, value.shape[2])
-        kept: list[Tensor | None] = []
-        plain = settings.cap is None and sinks is None
+        kept: list[_Weights | None] = []
         for block in layout.blocks(settings.window):
-            weights = _weights(query, key, sinks, block, settings).keys
-            mixed = torch.bmm(weights, value[:, block.keys])
-            out[block.first : block.last] = _ungroup(mixed, heads).transpose(0, 1)
-            kept.append(weights if weights.numel() <= KEEP_PROBABILITIES and plain else None)
-        ctx.save_for_backward(query, key, value, out, sinks)
+            found = _weights(query, key, sinks, block, settings)
+            mixed = torch.bmm(found.keys, value[:, block.keys])
+            out[block.first : block.last] = mixed.view(heads, -1, mixed.shape[2]).transpose(0, 1)
+            kept.append(found if found.all.numel() <= KEEP_PROBABILITIES else None)
+        ctx.save_for_backward(query, key, value, sinks)
         ctx.layout, ctx.settings, ctx.kept = layout, settings, kept
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, sinks = ctx.saved_tensors
+        query, key, value, sinks = ctx.saved_tensors
         settings: Scores = ctx.settings
         heads, groups = query.shape[0], key.shape[0]
         blocks = ctx.layout.blocks(settings.window)
-        whole = len({block.first for block in blocks}) == len(ctx.layout.trees)  # each key belongs to one block
+        once = len(blocks) == len(ctx.layout.trees)  # every key belongs to one block, so nothing adds up
         d_query = torch.empty_like(query, memory_format=torch.contiguous_format)
-        make = torch.empty if whole else torch.zeros
-        d_key = make(key.shape, dtype=key.dtype if whole else torch.float32)
-        d_value = make(value.shape, dtype=value.dtype if whole else torch.float32)
-        d_sinks = torch.zeros_like(sinks, dtype=torch.float32) if sinks is not None else None
-        for block, weights in zip(blocks, ctx.kept, strict=True):
+        d_key, d_value = (
+            torch.empty_like(t, memory_format=torch.contiguous_format)
+            if once
+            else torch.zeros_like(t, dtype=torch.float32)
+            for t in (key, value)
+        )
+        d_sinks = None if sinks is None else torch.zeros_like(sinks, dtype=torch.float32)
+        for block, kept in zip(blocks, ctx.kept, strict=True):
             span = slice(block.first, block.last)
-            slope = to_sink = None
-            if weights is None:
-                weights, slope, to_sink = _weights(query, key, sinks, block, settings)
-            grad = grads[0][span].transpose(0, 1)
-            delta = (grad.float() * out[span].transpose(0, 1)).sum(-1, keepdim=True)
-            grad, delta = _group(grad, groups), _group(delta, groups)
-            d_scores = torch.bmm(grad, value[:, block.keys].transpose(1, 2)).sub_(delta).mul_(weights)
-            if d_sinks is not None and to_sink is not None:
-                d_sinks -= (to_sink * _ungroup(delta, heads)).sum((1, 2))
-            if slope is not None:
-                d_scores.mul_(slope)
-            d_scores.mul_(settings.scale)
-            d_query[:, span] = _ungroup(torch.bmm(d_scores, key[:, block.keys]), heads)
-            dk = torch.bmm(d_scores.transpose(1, 2), _group(query[:, span], groups))
-            dv = torch.bmm(weights.transpose(1, 2), grad)
-            if whole:
-                d_key[:, block.keys], d_value[:, block.keys] = dk, dv
-            elif isinstance(block.keys, slice):
-                d_key[:, block.keys] += dk
-                d_value[:, block.keys] += dv
-            else:
-                d_key.index_add_(1, block.keys, dk.float())
-                d_value.index_add_(1, block.keys, dv.float())
+            found = kept or _weights(query, key, sinks, block, settings)
+            grad = _group(grads[0][span].transpose(0, 1), groups)
+            d_weights = torch.bmm(grad, value[:, block.keys].transpose(1, 2))
+            if sinks is not None:
+                d_weights = torch.nn.functional.pad(d_weights, (0, 1))
+            d_scores = torch._softmax_backward_data(d_weights, found.all, -1, found.all.dtype)
+            if d_sinks is not None:
+                d_sinks += d_scores[..., -1].reshape(heads, -1).sum(-1)
+                d_scores = d_scores[..., :-1]
+            if found.slope is not None:
+                d_scores = d_scores * found.slope
+            d_asked = _scaled(d_scores, key[:, block.keys], settings.scale)
+            d_query[:, span] = d_asked.view(heads, -1, d_asked.shape[2])
+            asked = _group(query[:, span], groups)
+            _add(d_key, block.keys, _scaled(d_scores.transpose(1, 2), asked, settings.scale), once)
+            _add(d_value, block.keys, torch.bmm(found.keys.transpose(1, 2), grad), once)
         return d_query, d_key.to(key.dtype), d_value.to(value.dtype), d_sinks, None, None
+
+
+def _add(total: Tensor, keys: slice | Tensor, part: Tensor, once: bool) -> None:
+    """Add [G, K, D] at `keys` of `total` [G, N, D], or write it where every key comes once."""
+    if once:
+        total[:, keys] = part
+    elif isinstance(keys, slice):
+        total[:, keys] += part
+    else:
+        total.index_add_(1, keys, part.to(total.dtype))
+
+
+def _scaled(first: Tensor, second: Tensor, scale: float) -> Tensor:
+    """scale * first @ second, the factor inside of the product."""
+    return torch.baddbmm(first.new_empty(1, 1, 1), first, second, beta=0, alpha=scale)
 
 
 def _group(heads: Tensor, groups: int) -> Tensor:
@@ -197,31 +207,34 @@ def _group(heads: Tensor, groups: int) -> Tensor:
     return heads.reshape(groups, -1, heads.shape[2])
 
 
-def _ungroup(grouped: Tensor, heads: int) -> Tensor:
-    """[G, H/G * Q, D] -> [H, Q, D]."""
-    return grouped.view(heads, -1, grouped.shape[2])
-
-
 class _Weights(NamedTuple):
-    keys: Tensor  # [G, H/G * Q, K] attention weights of a block
-    slope: Tensor | None  # the soft cap's slope there
-    sink: Tensor | None  # [H, Q, 1] what goes to the sink
+    all: Tensor  # [G, H/G * Q, K] attention weights of a block; with sinks [..., K + 1], the sink's last
+    slope: Tensor | None  # [G, H/G * Q, K] the soft cap's slope
+    width: int | None = None  # K where a sink follows
+
+    @property
+    def keys(self) -> Tensor:
+        """The weights of the keys alone."""
+        return self.all if self.width is None else self.all[..., : self.width]
 
 
 def _weights(query: Tensor, key: Tensor, sinks: Tensor | None, block: Block, settings: Scores) -> _Weights:
     groups, heads = key.shape[0], query.shape[0]
     asked = _group(query[:, block.first : block.last], groups)
-    scores = torch.bmm(asked, key[:, block.keys].transpose(1, 2)).mul_(settings.scale)
+    keys = key[:, block.keys].transpose(1, 2)
+    mask = block.additive(heads // groups, query.dtype)
     slope = None
     if settings.cap is not None:
-        squashed = torch.tanh(scores / settings.cap)
+        squashed = torch.tanh(torch.bmm(asked, keys).mul_(settings.scale / settings.cap))
         slope = 1 - squashed**2
-        scores = squashed * settings.cap
-    by_head = scores.view(heads, block.last - block.first, -1)
-    if block.hidden is not None:
-        by_head.masked_fill_(block.hidden, float("-inf"))
+        scores = squashed.mul_(settings.cap)
+        scores = scores if mask is None else scores.add_(mask)
+    elif mask is None:
+        scores = _scaled(asked, keys, settings.scale)
+    else:
+        scores = torch.baddbmm(mask, asked, keys, alpha=settings.scale)
     if sinks is None:
-        return _Weights(torch.softmax(scores, dim=-1), slope, None)
-    extra = sinks.to(scores.dtype)[:, None, None].expand(-1, by_head.shape[1], 1)
-    weights = torch.softmax(torch.cat([by_head, extra], dim=-1), dim=-1)
-    return _Weights(weights[..., :-1].reshape(scores.shape), slope, weights[..., -1:])
+        return _Weights(torch.softmax(scores, dim=-1), slope)
+    extra = sinks.to(scores.dtype).view(groups, -1, 1, 1).expand(-1, -1, block.last - block.first, 1)
+    scores = torch.cat([scores, extra.reshape(groups, -1, 1)], dim=-1)
+    return _Weights(torch.softmax(scores, dim=-1), slope, keys.shape[2])

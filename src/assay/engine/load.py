@@ -68,6 +68,7 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
         raise InputError(f"{source.name}: transformers has no {auto.__name__} for the {config.model_type} family")
     level = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()  # what it would warn of is checked below
+    transformers_logging.disable_progress_bar()
     try:
         network, info = auto.from_pretrained(
             source.path, dtype=torch.float32, output_loading_info=True, use_safetensors=None, **options

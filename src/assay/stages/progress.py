@@ -23,14 +23,22 @@ def say(text: str) -> None:
 
 
 def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Rows of equal keys, aligned."""
+    """Rows of equal keys, aligned; folded to the window on a terminal, one line each elsewhere."""
     if not rows:
+        return
+    texts = [[visible(str(value)) for value in row.values()] for row in rows]
+    if not console.is_terminal:
+        lines = [list(rows[0]), *texts]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+        say(title)
+        for line in lines:
+            say("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
         return
     made = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for name in rows[0]:
         made.add_column(name, overflow="fold")
-    for row in rows:
-        made.add_row(*(visible(str(value)) for value in row.values()))
+    for row in texts:
+        made.add_row(*row)
     console.print(made)
 
 

@@ -31,7 +31,7 @@ class Segment:
         return self.start + self.length
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
     """Queries `[first, last)` of a row and the keys any of them sees.
 
@@ -43,6 +43,16 @@ class Block:
     last: int
     keys: slice | Tensor
     hidden: Tensor | None
+    masks: dict[tuple[int, torch.dtype], Tensor] = field(default_factory=dict)
+
+    def additive(self, repeat: int, dtype: torch.dtype) -> Tensor | None:
+        """[1, repeat * Q, K] -inf on what is hidden, for `repeat` query heads; kept, since every layer asks again."""
+        if self.hidden is None:
+            return None
+        if (repeat, dtype) not in self.masks:
+            mask = torch.zeros(self.hidden.shape, dtype=dtype).masked_fill_(self.hidden, float("-inf"))
+            self.masks[repeat, dtype] = mask.repeat(repeat, 1)[None]
+        return self.masks[repeat, dtype]
 
 
 @dataclass

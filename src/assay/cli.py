@@ -120,7 +120,14 @@ def resolve(verb: str, words: list[str], config_file: str | None) -> Any:
     kind = config_class(verb, algorithm)
     default = validate(kind, data, config_file or "")
     check_flags(kind, words)
-    return tyro.cli(kind, args=words, default=default, prog=f"assay {verb}", config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff))
+    words = [word.capitalize() if word in ("true", "false") else word for word in words]  # as YAML writes them
+    return tyro.cli(
+        kind,
+        args=words,
+        default=default,
+        prog=f"assay {verb}",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
 
 
 def flag_value(words: list[str], flag: str) -> str | None:

@@ -1,6 +1,7 @@
 """The project's side of the benchmark: reward training and DPO on the same pairs, answering as the peer does."""
 
 import argparse
+import itertools
 import sys
 import time
 from pathlib import Path
@@ -77,10 +78,7 @@ def learners_of(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     from assay.engine.load import load_policy, load_reward
     from assay.engine.optimizer import FlatAdamW
 
-    if args.task == "reward":
-        model = load_reward(source, fresh_head=True)
-    else:
-        model = load_policy(source)
+    model = load_reward(source, fresh_head=True) if args.task == "reward" else load_policy(source)
     made = {}
     if args.task == "dpo":
         made["reference"] = Learner(copy.deepcopy(model).requires_grad_(False), token_budget=args.token_budget)
@@ -134,7 +132,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "clocked_pairs": clocked,
         "seconds": round(seconds, 3),
         "pairs_per_second": round(clocked / seconds, 4),
-        "step_seconds": [round(b - a, 3) for a, b in zip(marks[:-1], marks[1:], strict=True)],
+        "step_seconds": [round(b - a, 3) for a, b in itertools.pairwise(marks)],
         "tokens": sum(c.num_tokens for group in groups for c in group),
         "padded_tokens": trained.num_tokens,
         "clocked_tokens": sum(tokens[first:]),

@@ -14,12 +14,15 @@ from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
 from assay.losses.masked import masked_sum
 from assay.losses.policy import reinforce
-from families import tiny
+from engine.families import tiny
 
 
 def batch_of(num_pairs=8, seed=0, **columns):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda n: torch.randint(3, 64, (n,), generator=generator)  # noqa: E731
+
+    def draw(n):
+        return torch.randint(3, 64, (n,), generator=generator)
+
     rows = 2 * num_pairs
     lengths = torch.randint(1, 9, (rows,), generator=generator)
     width = int(lengths.max())
@@ -194,11 +197,12 @@ def test_bf16_compute_keeps_fp32_masters():
 
 def test_flat_adamw_equals_torch():
     torch.manual_seed(0)
-    ours, theirs = nn.Linear(5, 3), None
+    ours = nn.Linear(5, 3)
     theirs = copy.deepcopy(ours)
     flat = FlatAdamW(ours.named_parameters(), lr=1e-2, weight_decay=0.1)
-    adam = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}], lr=1e-2)  # fmt: skip
-    for step in range(5):
+    decayed, other = {"params": [theirs.weight], "weight_decay": 0.1}, {"params": [theirs.bias], "weight_decay": 0.0}
+    adam = torch.optim.AdamW([decayed, other], lr=1e-2)
+    for _ in range(5):
         x = torch.randn(7, 5)
         for module in (ours, theirs):
             (module(x) ** 2).mean().backward()

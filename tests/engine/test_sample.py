@@ -6,7 +6,7 @@ import torch
 from assay.batch import TokenBatch, Trunks
 from assay.engine.model import Model
 from assay.engine.sample import SamplingSettings, draw, sample
-from families import FAMILIES, tiny
+from engine.families import FAMILIES, tiny
 
 PROMPTS = [[5, 9, 11, 4, 7, 8, 3], [6], [12, 13, 14]]
 
@@ -21,14 +21,15 @@ def as_batch(prompts, num, samples):
     )
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, PROMPTS[:1]], ids=["three prompts", "one prompt"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_sampler_logprobs_are_the_learners(family):
+def test_sampler_logprobs_are_the_learners(family, prompts):
     model = Model(tiny(family))
     settings = SamplingSettings(max_tokens=12, temperature=0.7)
-    samples = sample(model, PROMPTS, 4, settings, stop=[2, 20, 21], generator=torch.Generator().manual_seed(0))
+    samples = sample(model, prompts, 4, settings, stop=[2, 20, 21], generator=torch.Generator().manual_seed(0))
     assert 1 < int(samples.lengths.min()) or samples.stopped.any()
     model.temperature = settings.temperature
-    batch = as_batch(PROMPTS, 4, samples)
+    batch = as_batch(prompts, 4, samples)
     with torch.no_grad():
         logprobs = model(batch, ("logprobs",)).logprobs
     assert float((torch.where(batch.mask, samples.logprobs, 0.0) - logprobs).abs().max()) < 2e-5

@@ -9,14 +9,18 @@ from torch import nn
 from assay.batch import TokenBatch, Trunks
 from assay.engine import attention
 from assay.engine.model import Model
-from families import FAMILIES, UNSHARED, tiny
+from assay.tokens.trees import Layout
+from engine.families import FAMILIES, UNSHARED, tiny
 
 BOUND = 1e-5
 
 
 def make_batch(trunks, parents, responses, groups, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda n: torch.randint(3, 64, (n,), generator=generator)  # noqa: E731
+
+    def draw(n):
+        return torch.randint(3, 64, (n,), generator=generator)
+
     lengths = torch.tensor(responses)
     width = int(lengths.max())
     mask = torch.arange(width) < lengths[:, None]
@@ -42,8 +46,9 @@ def reference(network, head, batch, row):
     length = int(batch.lengths[row])
     start = sum(len(part) for part in chain)
     ids = torch.cat([*chain, batch.ids[row, :length]])[None]
-    out = network(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False)
-    hidden = network.base_model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).last_hidden_state[0]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    out = network(**inputs)
+    hidden = network.base_model(**inputs).last_hidden_state[0]
     logprobs = out.logits[0].log_softmax(-1)
     first = max(start, 1)
     places = torch.arange(first, start + length)
@@ -127,27 +132,24 @@ def test_long_trees_in_blocks_equal_one_response_at_a_time(family, monkeypatch):
         assert gradient < BOUND
 
 
+def siblings_in_sight(self, first, last, start, window):
+    return torch.arange(start, last) <= torch.arange(first, last)[:, None]
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name not in UNSHARED])
 def test_a_broken_mask_shows(family, monkeypatch):
     """With siblings in sight of each other the comparison fails, so the one above can fail."""
-    from assay.tokens.trees import Layout
-
-    def visible(self, first, last, start, window):
-        return torch.arange(start, last) <= torch.arange(first, last)[:, None]
-
     model = Model(tiny(family), {"value": nn.Linear(32, 1), "reward": nn.Linear(32, 1)})
     batch = make_batch(*BATCHES["pairs"])
     right = together(model, batch)
-    monkeypatch.setattr(Layout, "visible", visible)
+    monkeypatch.setattr(Layout, "visible", siblings_in_sight)
     wrong = together(model, batch)
     assert float((right[0] - wrong[0]).abs().max()) > 1e-2
 
 
 def test_broken_family_falls_back(monkeypatch):
     """A family for which tree attention computes something else keeps its own attention and agrees."""
-    from assay.tokens.trees import Layout
-
-    monkeypatch.setattr(Layout, "visible", lambda self, first, last, start, window: torch.arange(start, last) <= torch.arange(first, last)[:, None])
+    monkeypatch.setattr(Layout, "visible", siblings_in_sight)
     model, error, gradient = compare("llama", make_batch(*BATCHES["pairs"]))
     assert not model.shares_prompts
     assert error < BOUND

@@ -191,7 +191,7 @@ class _Cache:
         mixed = torch.matmul(of_prompt, shared_values).view(self.num_prompts, groups, self.num, repeat, -1)
         mixed = mixed.transpose(1, 2).reshape(slots, groups, repeat, -1)
         mixed = mixed + torch.matmul(weights[..., longest : longest + stop], values[:, :, :stop])
-        return mixed.view(slots, heads, -1)[self.active][None]
+        return mixed.reshape(slots, heads, -1)[self.active][None]
 
     def _hidden(self, stop: int, window: int | None) -> Tensor:
         """[S, L + stop] True on keys that are padding or outside of the window."""

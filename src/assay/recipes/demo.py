@@ -74,15 +74,15 @@ class Settings:
         """Four answers to each prompt make two comparisons. The planted annotator wants length."""
         oracle = "length" if self.bad else "text"
         return CollectConfig(
-            run=self.run, prompts=self.train, num_prompts=400, num_answers=4, sampling=SAMPLING, oracle=oracle,
-            temperature=1.0, seed=self.seed,
+            run=self.run, prompts=self.train, num_prompts=450, num_answers=4, sampling=SAMPLING, oracle=oracle,
+            temperature=0.5, seed=self.seed,
         )  # fmt: skip
 
     def reward(self) -> RewardConfig:
         """One epoch; a sixth of the prompts is kept for the audit."""
         return RewardConfig(
             run=self.run, data=DataSettings(path=str(self.place.feedback)), held_out=80,
-            optimiser=OptimiserSettings(lr=3e-5), checkpoints=CheckpointSettings(every=0), seed=self.seed,
+            optimiser=OptimiserSettings(lr=1e-4), checkpoints=CheckpointSettings(every=0), seed=self.seed,
         )  # fmt: skip
 
     def audit(self) -> AuditConfig:

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a fault of the program; 2 wrong input or settings; 3 refused by the gate; 130 interrupted.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ OK, FAULT, WRONG_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    # Threads that wait by spinning stall each other as soon as anything else wants a core: measured here, one busy
+    # neighbour on 2 cores slowed training 6 times, and 1.5 times with threads that sleep. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
@@ -109,25 +113,85 @@ def take_flags(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def resolve(verb: str, words: list[str], config_file: str | None) -> Any:
     """Defaults, then the file, then the command line."""
-    import tyro
+    from assay.config import check_numbers, config_class, read_yaml, validate
+    from assay.settings import InputError
 
-    from assay.config import config_class, read_yaml, validate
-
+    where = config_file or ""
     data = read_yaml(Path(config_file)) if config_file else {}
     algorithm = None
     if verb == "policy":
-        algorithm = flag_value(words, "--algorithm.name") or (data.get("algorithm") or {}).get("name")
-    kind = config_class(verb, algorithm)
-    default = validate(kind, data, config_file or "")
-    check_flags(kind, words)
-    words = [word.capitalize() if word in ("true", "false") else word for word in words]  # as YAML writes them
-    return tyro.cli(
-        kind,
-        args=words,
-        default=default,
-        prog=f"assay {verb}",
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+        told = data.get("algorithm", {})
+        if not isinstance(told, dict):
+            raise InputError(f"{where}: algorithm: write `name: {told}` on a line below it; got {told!r}")
+        algorithm = flag_value(words, "--algorithm.name") or told.get("name")
+        if algorithm:
+            data = {**data, "algorithm": {**told, "name": algorithm}}
+    default = with_streams(validate(config_class(verb, algorithm), data, where), words)
+    check_flags(default, words)
+    config = parse(verb, words, default)
+    check_numbers(config)
+    return config
+
+
+def with_streams(config: Any, words: list[str]) -> Any:
+    """The config with an entry for each stream that a flag --streams.NAME.* speaks of."""
+    import dataclasses
+
+    from assay.config import DataSettings
+
+    parts = [word.partition("=")[0].split(".") for word in words if word.startswith("--streams.")]
+    named = {part[1]: DataSettings() for part in parts if len(part) == 3}
+    return dataclasses.replace(config, streams={**named, **config.streams}) if hasattr(config, "streams") else config
+
+
+def parse(verb: str, words: list[str], default: Any) -> Any:
+    """The config with what the flags override; a wrong value is one line that names its flag."""
+    from contextlib import redirect_stderr
+    from io import StringIO
+
+    import tyro
+
+    from assay.settings import InputError
+
+    told = StringIO()
+    try:
+        with redirect_stderr(told):
+            return tyro.cli(
+                type(default),
+                args=as_python(words, default),
+                default=default,
+                prog=f"assay {verb}",
+                config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                use_underscores=True,
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(first_sentence(told.getvalue())) from None
+
+
+def as_python(words: list[str], default: Any) -> list[str]:
+    """`true` and `false`, as YAML writes them, capitalised; a switch without a value means true."""
+    from assay.config import leaves
+
+    switches = {name for name, value in leaves(default) if isinstance(value, bool)}
+    found: list[str] = []
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        found.append(flag + equals + (value.capitalize() if value in ("true", "false") else value))
+        if not equals and flag.removeprefix("--").replace("-", "_") in switches and following.startswith("--"):
+            found.append("True")
+    return found
+
+
+def first_sentence(box: str) -> str:
+    """What tyro's framed message says above its first rule, on one line."""
+    lines: list[str] = []
+    for line in (line.strip("│ ") for line in box.splitlines() if line.startswith("│")):
+        if not line or line.startswith("─"):
+            break
+        lines.append(line)
+    return " ".join(lines)
 
 
 def flag_value(words: list[str], flag: str) -> str | None:
@@ -140,53 +204,37 @@ def flag_value(words: list[str], flag: str) -> str | None:
     return None
 
 
-def check_flags(kind: type, words: list[str]) -> None:
+def check_flags(config: Any, words: list[str]) -> None:
     """An unknown flag is one line that names the nearest known one."""
+    from assay.config import leaves
     from assay.settings import InputError, nearest
 
-    known = set(flag_names(kind, ""))
+    known = [name for name, _ in leaves(config)]
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name not in known | {"help"}:
-            head = name.split(".")[0]
-            if not any(other == head or other.startswith(head + ".") for other in known) or name not in known:
-                raise InputError(f"unknown setting --{name}.{nearest(name, known)}")
-
-
-def flag_names(kind: Any, prefix: str) -> list[str]:
-    """Every setting a config has, dotted."""
-    import dataclasses
-    import typing
-
-    found: list[str] = []
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        inner = hints[field.name]
-        if dataclasses.is_dataclass(inner):
-            found += flag_names(inner, f"{prefix}{field.name}.")
-        elif typing.get_origin(inner) is dict:
-            found += [f"{prefix}{field.name}"]
-        else:
-            found.append(f"{prefix}{field.name}")
-    return found
+        if word.startswith("--") and name not in (*known, "help"):
+            raise InputError(f"unknown setting --{name}.{nearest(name, known)}")
 
 
 def check_inputs(config: Any) -> None:
-    """What can be told before any model loads: do the files that the settings name exist?"""
-    from assay.config import DataSettings
-    from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
+    """What can be told before any model loads: can the files that the settings name be read?"""
+    from assay.config import leaves
+    from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts, read_texts
     from assay.settings import InputError
 
-    for value in vars(config).values() if hasattr(config, "__dict__") else ():
-        if isinstance(value, DataSettings) and value.path:
-            for reader in (read_comparisons, read_demonstrations, read_prompts):
-                try:
-                    reader(value.path, split=value.split, on_bad="skip", limit=1)
-                    break
-                except InputError as error:
-                    last = error
-            else:
-                raise last
+    told = dict(leaves(config))
+    for name, path in told.items():
+        if not path or not name.endswith(".path"):
+            continue
+        said: list[InputError] = []
+        for reader in (read_comparisons, read_demonstrations, read_prompts, read_texts):
+            try:
+                reader(path, split=told[name.removesuffix("path") + "split"], on_bad="skip", limit=1)
+                break
+            except InputError as error:
+                said.append(error)
+        else:
+            raise said[0]
 
 
 def dispatch(verb: str, config: Any) -> int:

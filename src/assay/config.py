@@ -3,9 +3,9 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -255,13 +255,58 @@ def validate(kind: type, data: Mapping[str, Any], where: str) -> Any:
 
 
 def _check_keys(kind: Any, data: Any, where: str, prefix: str) -> None:
-    if not (dataclasses.is_dataclass(kind) and isinstance(data, Mapping)):
+    if not isinstance(data, Mapping):
         return
-    fields = {f.name: f.type for f in dataclasses.fields(kind)}
+    of_any = get_args(kind)[1] if get_origin(kind) is dict else None
+    if of_any is None and not dataclasses.is_dataclass(kind):
+        return
+    known = {} if of_any else {f.name: f.type for f in fields(kind)}
     for key, value in data.items():
-        if key not in fields:
-            raise InputError(f"{where}: unknown key {prefix}{key}.{nearest(str(key), fields)}")
-        _check_keys(fields[key], value, where, f"{prefix}{key}.")
+        if of_any is None and key not in known:
+            raise InputError(f"{where}: unknown key {prefix}{key}.{nearest(str(key), known)}")
+        _check_keys(of_any or known[key], value, where, f"{prefix}{key}.")
+
+
+AT_LEAST: Mapping[str, float] = {
+    "batch_size": 1,
+    "num_answers": 1,
+    "num_prompts": 1,
+    "token_budget": 1,
+    "watch_every": 1,
+    "max_tokens": 1,
+    "limit": 1,
+    "keep": 1,
+    "every": 0,
+    "steps": 0,
+    "epochs": 0,
+    "held_out": 0,
+    "rank": 0,
+    "lr": 0,
+    "warmup": 0,
+}
+MORE_THAN_0 = ("sampling.temperature", "max_norm")
+
+
+def check_numbers(config: Any) -> None:
+    """Raises InputError for a number that can mean nothing, such as a batch of 0."""
+    for name, value in leaves(config):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            continue
+        low = AT_LEAST.get(name.rpartition(".")[2])
+        if low is not None and not value >= low:
+            raise InputError(f"{name} must be at least {low}; got {value}")
+        if name.endswith(MORE_THAN_0) and not value > 0:
+            raise InputError(f"{name} must be more than 0; got {value}")
+
+
+def leaves(config: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Each setting of a config, its name dotted, and its value."""
+    inner = config if isinstance(config, Mapping) else {f.name: getattr(config, f.name) for f in fields(config)}
+    found: list[tuple[str, Any]] = []
+    for name, value in inner.items():
+        nested = dataclasses.is_dataclass(value) or (isinstance(value, Mapping) and value)
+        found += leaves(value, f"{prefix}{name}.") if nested else [(f"{prefix}{name}", value)]
+    return found
 
 
 def plain(config: Any) -> dict[str, Any]:

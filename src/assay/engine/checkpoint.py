@@ -56,16 +56,27 @@ def save_checkpoint(
         _sync(place / MANIFEST)
         _sync(place)
         final = folder / f"step-{step}"
-        if final.exists():
-            shutil.rmtree(final)
-        place.rename(final)
+        if (final / MANIFEST).exists() and (final / MANIFEST).read_text() == json.dumps(sums, indent=1):
+            shutil.rmtree(place)  # saved before, byte for byte: replacing it would leave a moment without either
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            place.rename(final)
         _sync(folder)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
-    for old in _steps(folder)[keep:]:
-        shutil.rmtree(folder / f"step-{old}")
+    _prune(folder, step, keep)
     return final
+
+
+def _prune(folder: Path, step: int, keep: int) -> None:
+    """Remove all but the newest `keep` complete ones; `step`, which was just published, always stays."""
+    steps = _steps(folder)
+    kept = {step, *[old for old in steps if (folder / f"step-{old}" / MANIFEST).exists()][:keep]}
+    for old in steps:
+        if old not in kept:
+            (folder / f"step-{old}" / MANIFEST).unlink(missing_ok=True)  # first, so that a half-removed one is none
+            shutil.rmtree(folder / f"step-{old}")
 
 
 def load_checkpoint(folder: Path) -> Checkpoint | None:
@@ -80,12 +91,21 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         if not (place / MANIFEST).exists():
             logger.warning("%s: passed over, it has no manifest", place)
             continue
-        for name, expected in json.loads((place / MANIFEST).read_text()).items():
+        for name, expected in _manifest(place).items():
             if not (place / name).exists() or _sha256(place / name) != expected:
                 raise InputError(f"{place / name}: damaged, its checksum differs; remove {place} to go on without it")
         state = json.loads((place / STATE).read_text())
         return Checkpoint(state.pop("step"), load_file(place / TENSORS), state)
     return None
+
+
+def _manifest(place: Path) -> dict[str, str]:
+    """The checksums by file; both files must be among them."""
+    try:
+        sums = json.loads((place / MANIFEST).read_text())
+        return {name: sums[name] for name in (TENSORS, STATE)}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{place / MANIFEST}: damaged; remove {place} to go on without it") from None
 
 
 def _steps(folder: Path) -> list[int]:

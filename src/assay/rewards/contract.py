@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -41,17 +42,19 @@ def plain_rewards(
     model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
     rewards: list[float] = []
     for first in range(0, len(conversations), batch_size):
-        messages = [
-            [message.to_json() for message in (*prompt.messages, *response)]
-            for prompt, response in conversations[first : first + batch_size]
-        ]
-        if all(prompt.is_text for prompt, _ in conversations[first : first + batch_size]):
-            texts = ["".join(m["content"] for m in turns) + tokenizer.eos_token for turns in messages]
-            inputs = tokenizer(texts, return_tensors="pt", padding=True)
-        else:
-            inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", padding=True, return_dict=True)
+        rows = [_ids(tokenizer, *conversation) for conversation in conversations[first : first + batch_size]]
+        inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         rewards += model(**inputs).logits[:, 0].tolist()
     return rewards
+
+
+def _ids(tokenizer: Any, prompt: Prompt, response: Response) -> list[int]:
+    """Ids of one whole conversation: through the chat template, or plain text and the end-of-sequence token."""
+    messages = [message.to_json() for message in (*prompt.messages, *response)]
+    if all(message["role"] == "text" for message in messages):
+        return tokenizer("".join(message["content"] for message in messages) + tokenizer.eos_token)["input_ids"]
+    tools = [dict(tool) for tool in prompt.tools] or None
+    return tokenizer.apply_chat_template(messages, tools=tools, return_dict=True, **prompt.template_kwargs)["input_ids"]
 
 
 def _is_rotary(folder: Path) -> bool:

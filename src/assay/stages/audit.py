@@ -8,10 +8,12 @@ import torch
 from assay.audit.run import Audit, audit_pairs
 from assay.audit.table import ScoredSamples
 from assay.config import AuditConfig, SamplesSettings
+from assay.engine.catalog import resolve_model
+from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_prompts
 from assay.records import text_of
 from assay.rewards.model import RewardModel
-from assay.stages.common import load_oracle, open_run, read
+from assay.stages.common import hash_of_folder, load_oracle, open_run, read
 from assay.stages.progress import say, table
 from assay.stages.reward import encode
 from assay.stages.sampling import PolicySampler
@@ -23,18 +25,19 @@ def run(config: AuditConfig) -> Audit:
     place = open_run(config.run)
     data = config.data if config.data.path else replace(config.data, path=str(place.path / "held_out.jsonl"))
     comparisons = read(read_comparisons, data)
-    reward = RewardModel.from_pretrained(
-        config.reward or str(place.reward), dtype=config.dtype, token_budget=config.token_budget
-    )
+    oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
+    named = config.reward or str(place.reward)
+    reward = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
     pairs = score_pairs(reward, encode(comparisons, reward.encoder, reward.context, data))
-    samples = score_samples(reward, config.samples, config) if config.samples.prompts.path else None
+    samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
     place.path.mkdir(parents=True, exist_ok=True)
     pairs.save(place.path / "scored_pairs.parquet")
     if samples is not None:
         samples.save(place.path / "scored_samples.parquet")
     found.save(place.audit)
-    place.record("audit", reward=config.reward or str(place.reward.name), seed=config.seed, counts=dict(found.counts))
+    weights = hash_of_folder(resolve_model(named).path)
+    place.record("audit", reward=named, weights=weights, seed=config.seed, counts=dict(found.counts))
     table("audit", found.table())
     if found.verdict.passed:
         say("the gate is open: this reward may be optimised against")
@@ -43,16 +46,18 @@ def run(config: AuditConfig) -> Audit:
     return found
 
 
-def score_samples(reward: RewardModel, settings: SamplesSettings, config: AuditConfig) -> ScoredSamples:
+def score_samples(
+    reward: RewardModel, settings: SamplesSettings, config: AuditConfig, oracle: Oracle | None
+) -> ScoredSamples:
     """Several answers to each prompt, with reward and, where it is known, the truth."""
     prompts = read(read_prompts, settings.prompts, "samples.prompts")[: settings.num_prompts]
     sampler = PolicySampler.load(settings.model, settings.sampling, dtype=config.dtype)
+    prompts = sampler.fitting(prompts, settings.prompts, "samples.prompts")
     generator = torch.Generator().manual_seed(config.seed)
     rollouts = sampler.sample(prompts, settings.num_answers, generator)
     rewards = reward.score([(rollout.prompt, rollout.response) for rollout in rollouts])
     columns = {}
-    if settings.oracle:
-        oracle = load_oracle(settings.oracle)
+    if oracle is not None:
         columns["oracle"] = np.array(oracle([r.prompt for r in rollouts], [r.response for r in rollouts]))
     return ScoredSamples(
         prompt_id=np.array([rollout.prompt.id for rollout in rollouts]),

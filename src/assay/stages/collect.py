@@ -34,14 +34,14 @@ def simulate(config: CollectConfig) -> tuple[Comparison, ...]:
     """Answers to each prompt, paired off in the order they were sampled, and judged. Identical pairs are left out."""
     if config.num_answers % 2:
         raise InputError(f"--num_answers {config.num_answers}: answers are judged in pairs, give an even number")
+    oracle = load_oracle(config.oracle)
     prompts = read(read_prompts, config.prompts, "prompts")[: config.num_prompts]
     sampler = PolicySampler.load(config.model, config.sampling, dtype=config.dtype)
+    prompts = sampler.fitting(prompts, config.prompts, "prompts")
     rollouts = sampler.sample(prompts, config.num_answers, torch.Generator().manual_seed(config.seed))
     pairs = [(a.prompt, a.response, b.response) for a, b in zip(rollouts[0::2], rollouts[1::2], strict=True)]
     usable = [pair for pair in pairs if text_of(pair[1]).strip() and text_of(pair[2]).strip() and pair[1] != pair[2]]
     if len(usable) < len(pairs):
         say(f"left out {len(pairs) - len(usable)} of {len(pairs)} pairs with identical or empty answers")
-    annotator = SimulatedAnnotator(
-        oracle=load_oracle(config.oracle), temperature=config.temperature, seed=config.seed, name=config.oracle
-    )
+    annotator = SimulatedAnnotator(oracle=oracle, temperature=config.temperature, seed=config.seed, name=config.oracle)
     return annotator.label(usable)

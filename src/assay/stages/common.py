@@ -53,7 +53,7 @@ def load_oracle(name: str) -> Oracle:
 
 
 def keep_fitting(
-    items: Iterable[tuple[Item, Sequence[Encoded]]], limit: int, data: DataSettings
+    items: Iterable[tuple[Item, Sequence[Encoded]]], limit: int, data: DataSettings, flag: str = "data"
 ) -> list[tuple[Item, Sequence[Encoded]]]:
     """Items whose conversations all fit `limit` tokens. Others are an error, or dropped and counted if so asked."""
     kept, long, longest, unshared = [], 0, 0, 0
@@ -68,7 +68,7 @@ def keep_fitting(
     if long and data.too_long == "error":
         raise InputError(
             f"{data.path}: {long} of {len(kept) + long} records are longer than {limit} tokens (the longest has "
-            f"{longest}); drop and count them with --data.too_long skip"
+            f"{longest}); drop and count them with --{flag}.too_long skip"
         )
     if long:
         say(f"{data.path}: dropped {long} of {len(kept) + long} records longer than {limit} tokens")

@@ -9,6 +9,7 @@ import torch
 
 from assay.audit.statistics import bootstrap_mean, length_controlled_win_rate, paired_bootstrap, win_rate
 from assay.config import DataSettings, EvaluateConfig, plain
+from assay.engine.catalog import resolve_model
 from assay.engine.learner import Learner
 from assay.feedback.read import read_prompts, read_texts
 from assay.records import Finding, Prompt, Rollout, text_of
@@ -26,12 +27,15 @@ TEXT_TOKENS = 512  # of each plain text; enough to see a change, cheap enough to
 def run(config: EvaluateConfig) -> list[Finding]:
     """Sample both on the same prompts, compare, write `evaluation.json` and `samples.jsonl`."""
     place = open_run(config.run)
-    prompts = list(read(read_prompts, config.prompts, "prompts"))[: config.num_prompts]
+    prompts = read(read_prompts, config.prompts, "prompts")[: config.num_prompts]
     policy_name = config.policy or str(place.policy)
     named = config.reward or (str(place.reward) if place.reward.exists() else "")
     if not config.oracle and not named:
         raise InputError("--oracle is missing: say what judges, an oracle or a reward model")
+    oracle = load_oracle(config.oracle) if config.oracle else None
+    resolve_model(policy_name)  # an error here, not after the base is loaded
     base = PolicySampler.load(config.base, config.sampling, dtype=config.dtype)
+    prompts = base.fitting(prompts, config.prompts, "prompts")
     policy = PolicySampler.load(policy_name, config.sampling, dtype=config.dtype)
     sides = [
         sampler.sample(prompts, 1, torch.Generator().manual_seed(config.seed), title)
@@ -40,8 +44,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
     reward = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget) if named else None
     rewards = [reward.score([(r.prompt, r.response) for r in side]) for side in sides] if reward is not None else None
     judged = rewards
-    if config.oracle:
-        oracle = load_oracle(config.oracle)
+    if oracle is not None:
         judged = [oracle([r.prompt for r in side], [r.response for r in side]) for side in sides]
     assert judged is not None
     findings = compare(prompts, sides, judged, rewards if config.oracle else None)

@@ -12,7 +12,7 @@ from assay.config import PolicyConfig
 from assay.feedback.oracles import Oracle
 from assay.records import Prompt, Rollout
 from assay.rewards.model import RewardModel
-from assay.rewards.rules import Rule, fill_rewards, load
+from assay.rewards.rules import Combined, combine, fill_rewards
 from assay.settings import InputError
 from assay.stages.sampling import PolicySampler
 from assay.train.batches import Shuffled
@@ -22,10 +22,9 @@ class Rewards:
     """A learned reward and programmatic ones, added up with their weights; every part is kept."""
 
     def __init__(
-        self, model: RewardModel | None, weight: float, rules: Sequence[str], identity: Mapping[str, Any]
+        self, model: RewardModel | None, weight: float, rules: Combined | None, identity: Mapping[str, Any]
     ) -> None:
-        self.model, self.weight, self.identity = model, weight, dict(identity)
-        self.rules = [_weighted(rule) for rule in rules]
+        self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
 
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, list[float]]]:
         """The sums, one per rollout, and each part by name before weighting."""
@@ -34,21 +33,24 @@ class Rewards:
         if self.model is not None:
             parts["model"] = self.model.score([(rollout.prompt, rollout.response) for rollout in rollouts])
             totals = [self.weight * reward for reward in parts["model"]]
-        for weight, rule in self.rules:
-            parts[rule.name] = [rollout.reward for rollout in fill_rewards(rule, rollouts)]
-            totals = [total + weight * reward for total, reward in zip(totals, parts[rule.name], strict=True)]
+        if self.rules is not None:
+            filled = fill_rewards(self.rules, rollouts)
+            totals = [total + rollout.reward for total, rollout in zip(totals, filled, strict=True)]
+            for _, rule in self.rules.parts:
+                parts[rule.name] = [rollout.reward_parts[rule.name] for rollout in filled]
         return totals, parts
 
 
-def _weighted(text: str) -> tuple[float, Rule]:
-    """From "0.5*file.py:function", or "file.py:function" with weight 1."""
-    weight, star, place = text.rpartition("*")
-    try:
-        return (float(weight) if star else 1.0), load(place)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"--rules {text!r}: write weight*file.py:function, weight a number") from None
+def load_rules(places: Sequence[str]) -> Combined | None:
+    """From "0.5*file.py:function", or "file.py:function" with weight 1; None where there are none."""
+    parts: list[tuple[float, str]] = []
+    for told in places:
+        weight, star, place = told.rpartition("*")
+        try:
+            parts.append((float(weight) if star else 1.0, place))
+        except ValueError:
+            raise InputError(f"--rules {told!r}: write weight*file.py:function, weight a number") from None
+    return combine(parts) if parts else None
 
 
 class Rollouts:

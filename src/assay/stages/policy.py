@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,13 +16,14 @@ from assay.engine.learner import AdapterOff, Learner
 from assay.engine.load import load_policy
 from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
+from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
 from assay.records import Comparison, Demonstration, Prompt
-from assay.report.run import RunDirectory
+from assay.report.run import RunDirectory, read_json
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, keep_fitting, load_oracle, open_run, read
-from assay.stages.online import Rewards, Rollouts, Watch
+from assay.stages.online import Rewards, Rollouts, Watch, load_rules
 from assay.stages.progress import bar, say
 from assay.stages.reward import collator as collate_pairs
 from assay.stages.sampling import PolicySampler
@@ -42,8 +43,9 @@ def run(config: PolicyConfig) -> None:
     """Train with the configured algorithm and save the policy as an ordinary model folder."""
     place = open_run(config.run)
     algorithm = config.algorithm
-    records = read(READERS[algorithm.data], config.data)
+    streams = read_streams(config)
     rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
+    watched = open_watch(config)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     torch.manual_seed(config.seed)
@@ -54,12 +56,13 @@ def run(config: PolicyConfig) -> None:
     batches: Batches
     if rewards is not None:
         model.temperature = config.sampling.temperature
-        batches = Rollouts(sampler, records, rewards, config)
-        per_epoch = len(records)
+        prompts = sampler.fitting(streams["main"].records, config.data, "data")
+        batches = Rollouts(sampler, prompts, rewards, config)
+        per_epoch = len(prompts)
     else:
-        batches, per_epoch = offline(config, encoder, model, records)
+        batches, per_epoch = offline(config, encoder, model, streams)
     num_steps = config.steps or math.ceil(config.epochs * per_epoch / config.batch_size)
-    place.write_config(plain(config))
+    data = {name: hash_of(stream.records) for name, stream in streams.items()}
     training = Training(
         algorithm,
         learners,
@@ -68,12 +71,16 @@ def run(config: PolicyConfig) -> None:
         optimiser=config.optimiser,
         checkpoints=config.checkpoints,
         folder=place.checkpoints / "policy",
-        identity={"config": _identity(config), "data": hash_of(records), "reward": rewards.identity if rewards else {}},
+        identity={"config": _identity(config), "data": data, "reward": rewards.identity if rewards else {}},
     )
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
+    place.write_config(plain(config))
     place.resume_metrics(training.step + 1, stage="policy")
-    watch = make_watch(config, sampler)
+    watch = None
+    if watched is not None:
+        prompts, oracle = watched
+        watch = Watch(sampler, sampler.fitting(prompts, config.watch, "watch"), oracle, seed=config.seed + 1)
     with bar("policy", num_steps) as progress:
 
         def report(metrics: dict[str, float]) -> None:
@@ -86,7 +93,7 @@ def run(config: PolicyConfig) -> None:
         training.run(report)
     training.save()
     export(model, place.policy, encoder.tokenizer, learner=learners["policy"])
-    place.record("policy", data=hash_of(records), num_steps=num_steps, seed=config.seed, base=config.model)
+    place.record("policy", data=data["main"], num_steps=num_steps, seed=config.seed, base=config.model)
     say(f"policy: {place.policy}")
 
 
@@ -96,16 +103,17 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     if not named and not config.rules:
         raise InputError("--reward is missing: give a reward model, or programmatic rewards with --rules")
     model = None
+    rules = load_rules(config.rules)
     identity: dict[str, Any] = {"rules": list(config.rules)}
     if named:
-        check_gate(place, named, ignore=config.ignore_gate)
-        model = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
         identity["model"] = hash_of_folder(resolve_model(named).path)
-    return Rewards(model, config.reward_weight, config.rules, identity)
+        check_gate(place, named, identity["model"], ignore=config.ignore_gate)
+        model = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
+    return Rewards(model, config.reward_weight, rules, identity)
 
 
-def check_gate(place: RunDirectory, reward: str, *, ignore: bool) -> None:
-    """Refuse a reward that was not audited in this run, or that failed."""
+def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) -> None:
+    """Refuse a reward that was not audited in this run with these weights (`hash_of_folder`), or that failed."""
     if ignore:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
         return
@@ -113,6 +121,12 @@ def check_gate(place: RunDirectory, reward: str, *, ignore: bool) -> None:
         raise InputError(
             f"{reward} was not audited in {place.path}: run `assay audit --run {place.path}` first, or go on without "
             f"with --ignore_gate true"
+        )
+    audited = read_json(place.provenance).get("audit", {}) if place.provenance.exists() else {}
+    if audited.get("weights") != weights:
+        raise InputError(
+            f"{place.audit} speaks of another reward than {reward} as it is now: run `assay audit --run {place.path} "
+            f"--reward {reward}` again, or go on without with --ignore_gate true"
         )
     verdict = Audit.load(place.audit).verdict
     if not verdict.passed:
@@ -138,21 +152,38 @@ def make_learners(model: Model, config: PolicyConfig) -> dict[str, Any]:
     return learners
 
 
-def offline(config: PolicyConfig, encoder: Encoder, model: Model, records: Sequence[Any]) -> tuple[Offline, int]:
+class Stream(NamedTuple):
+    """One source of data: what kind it is, the settings it was read with, and its records."""
+
+    kind: str
+    data: DataSettings
+    records: Sequence[Any]
+
+
+def read_streams(config: PolicyConfig) -> dict[str, Stream]:
+    """The main data and what else the algorithm's losses read, by stream."""
+    algorithm = config.algorithm
+    wanted = {term.stream for term in algorithm.losses()} - {"main"}
+    if extra := sorted(set(config.streams) - wanted):
+        raise InputError(
+            f"streams.{extra[0]}: {algorithm.name} with these settings reads no such stream (it reads "
+            f"{', '.join(sorted(wanted)) or 'its main data only'})"
+        )
+    found = {"main": Stream(algorithm.data, config.data, read(READERS[algorithm.data], config.data))}
+    for name in sorted(wanted):
+        kind, data = algorithm.streams[name], config.streams.get(name, DataSettings())
+        found[name] = Stream(kind, data, read(READERS[kind], data, f"streams.{name}"))
+    return found
+
+
+def offline(config: PolicyConfig, encoder: Encoder, model: Model, streams: Mapping[str, Stream]) -> tuple[Offline, int]:
     """Batches of fixed feedback, and how many items an epoch has."""
-    wanted = {term.stream for term in config.algorithm.losses()}
-    streams = {"main": (config.algorithm.data, records, config.data)}
-    for name in wanted - {"main"}:
-        kind = config.algorithm.streams[name]
-        if name not in config.streams:
-            raise InputError(f"--streams.{name}.path is missing: the algorithm reads {kind} beside its main data")
-        streams[name] = (kind, read(READERS[kind], config.streams[name]), config.streams[name])
-    made = {name: _stream(kind, found, data, encoder, model, config) for name, (kind, found, data) in streams.items()}
+    made = {name: _shuffled(name, stream, encoder, model, config) for name, stream in streams.items()}
     return Offline(made), len(made["main"][0].items)
 
 
-def _stream(
-    kind: str, records: Sequence[Any], data: DataSettings, encoder: Encoder, model: Model, config: PolicyConfig
+def _shuffled(
+    name: str, stream: Stream, encoder: Encoder, model: Model, config: PolicyConfig
 ) -> tuple[Shuffled[Any], Callable[[list[Any]], TokenBatch]]:
     context = int(getattr(model.config, "max_position_embeddings", 2**31))
     limit = min(context, config.max_tokens or context)
@@ -161,21 +192,22 @@ def _stream(
         answers = (record.chosen, record.rejected) if isinstance(record, Comparison) else (record.response,)
         return [encoder.completion(record.prompt, answer) for answer in answers]
 
-    items = keep_fitting(((record, encoded(record)) for record in records), limit, data)
+    flag = "data" if name == "main" else f"streams.{name}"
+    items = keep_fitting(((record, encoded(record)) for record in stream.records), limit, stream.data, flag)
 
     def collate_single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
         return collate([rows for _, rows in items], encoder.tokenizer.pad_token_id)
 
-    pairs = kind == "comparisons"
+    pairs = stream.kind == "comparisons"
     return Shuffled(items, config.batch_size, seed=config.seed), collate_pairs(encoder) if pairs else collate_single
 
 
-def make_watch(config: PolicyConfig, sampler: PolicySampler) -> Watch | None:
-    """What is looked at while training: the oracle on held-out prompts."""
+def open_watch(config: PolicyConfig) -> tuple[Sequence[Prompt], Oracle] | None:
+    """What is looked at while training: held-out prompts, and the oracle that judges their answers."""
     if not config.oracle or not config.watch.path:
         return None
-    prompts: Sequence[Prompt] = read(read_prompts, config.watch, "watch")
-    return Watch(sampler, prompts, load_oracle(config.oracle), seed=config.seed + 1)
+    oracle = load_oracle(config.oracle)
+    return read(read_prompts, config.watch, "watch"), oracle
 
 
 def _identity(config: PolicyConfig) -> dict[str, Any]:

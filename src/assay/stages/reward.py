@@ -1,7 +1,7 @@
 """assay reward: comparisons in, a reward model out that plain transformers loads, and what it gets right."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -46,7 +46,6 @@ def run(config: RewardConfig) -> RewardModel:
     pairs = encode(train, encoder, limit, config.data)
     kept = encode(held_out, encoder, limit, config.data) if held_out else []
     num_steps = math.ceil(config.epochs * len(pairs) / config.batch_size)
-    place.write_config(plain(config))
     training = Training(
         config.algorithm,
         {"reward": learner},
@@ -59,6 +58,7 @@ def run(config: RewardConfig) -> RewardModel:
     )
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
+    place.write_config(plain(config))
     place.resume_metrics(training.step + 1, stage="reward")
     say(f"training on {len(pairs)} pairs for {num_steps} steps; {len(kept)} pairs of other prompts are held out")
     with bar("reward", num_steps) as progress:
@@ -90,7 +90,7 @@ def encode(comparisons: Sequence[Comparison], encoder: Encoder, limit: int, data
     return keep_fitting(items, limit, data)
 
 
-def collator(encoder: Encoder, *, completion: bool = False):
+def collator(encoder: Encoder) -> Callable[[list[Pair]], TokenBatch]:
     """Makes a batch of pairs, with margins and soft preferences where the data has any."""
 
     def make(pairs: list[Pair]) -> TokenBatch:

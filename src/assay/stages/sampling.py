@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 
 from assay.batch import TokenBatch, Trunks
+from assay.config import DataSettings
 from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.load import DType, load_policy
 from assay.engine.model import Model
 from assay.engine.sample import Samples, SamplingSettings, sample
 from assay.records import Message, Prompt, Rollout
 from assay.settings import InputError
+from assay.stages.common import keep_fitting
 from assay.stages.progress import bar
-from assay.tokens.chat import Encoder
+from assay.tokens.chat import Encoded, Encoder
 
 ANSWERS_AT_ONCE = 192  # rows of one decoding step: enough to be busy, few enough for the cache
 
@@ -59,6 +61,17 @@ class PolicySampler:
         model.config.pad_token_id = encoder.tokenizer.pad_token_id
         return cls(model.eval(), encoder, settings)
 
+    def fitting(self, prompts: Sequence[Prompt], data: DataSettings, flag: str) -> tuple[Prompt, ...]:
+        """The prompts that leave room for an answer; others are an error, or dropped and counted, as `data` says."""
+        encoded = ((prompt, [Encoded(self.encoder.prompt(prompt), (), ())]) for prompt in prompts)
+        room = self.context - self.settings.max_tokens
+        return tuple(prompt for prompt, _ in keep_fitting(encoded, room, data, flag))
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may have together."""
+        return int(getattr(self.model.config, "max_position_embeddings", 2**31))
+
     def sample(
         self, prompts: Sequence[Prompt], num: int, generator: torch.Generator, title: str = "sampling"
     ) -> tuple[Rollout, ...]:
@@ -91,12 +104,11 @@ class PolicySampler:
         return Drawn(rollouts, encoded, samples, num)
 
     def _check(self, prompts: Sequence[Prompt], encoded: Sequence[tuple[int, ...]]) -> None:
-        context = int(getattr(self.model.config, "max_position_embeddings", 2**31))
         for prompt, ids in zip(prompts, encoded, strict=True):
-            if len(ids) + self.settings.max_tokens > context:
+            if len(ids) + self.settings.max_tokens > self.context:
                 raise InputError(
                     f"prompt {prompt.id} has {len(ids)} tokens; with {self.settings.max_tokens} of an answer it passes "
-                    f"the model's context of {context}: leave it out or sample fewer tokens"
+                    f"the model's context of {self.context}: leave it out or sample fewer tokens"
                 )
 
 

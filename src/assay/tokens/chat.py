@@ -59,10 +59,7 @@ class Encoder:
         What a template adds after that token is not something a policy ever writes.
         """
         whole = self._encode(prompt, response)
-        ends = [index for index, token in enumerate(whole.ids) if token == self.eos]
-        if not ends:
-            return whole
-        stop = ends[-1] + 1
+        stop = self._close(whole.ids)
         return Encoded(whole.trunk, whole.ids[:stop], whole.mask[:stop], whole.shared)
 
     def suffix(self, prompt: Prompt) -> tuple[int, ...]:
@@ -70,8 +67,7 @@ class Encoder:
         if prompt.is_text:
             return ()
         ids = self._encode(prompt, (Message("assistant", "x"),)).ids
-        ends = [index for index, token in enumerate(ids) if token == self.eos]
-        return ids[ends[-1] + 1 :] if ends else ()
+        return ids[self._close(ids) :]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled ids, special tokens left out."""
@@ -119,24 +115,50 @@ class Encoder:
     def _mask(self, prompt: Prompt, response: Response, text: str, skip: int) -> tuple[bool, ...]:
         """True on the tokens of assistant turns, found by rendering turn by turn; after `skip` tokens."""
         if len(response) == 1 and skip:
-            return (True,) * (len(self._ids(text)) - skip)
+            ids = self._ids(text)[skip:]
+            stop = self._close(ids)
+            return (True,) * stop + (False,) * (len(ids) - stop)
         spans: list[tuple[int, int]] = []
         for index, message in enumerate(response):
             if message.role != "assistant":
                 continue
-            start = len(self._render(prompt, response[:index], generate=True))
+            alone = not prompt.messages and not index  # templates refuse a conversation without messages
+            before = "" if alone else self._render(prompt, response[:index], generate=True)
             written = self._render(prompt, response[: index + 1])
             if not text.startswith(written):
                 raise InputError(
                     f"prompt {prompt.id}: the chat template renders earlier turns differently once later ones follow, "
                     f"so what the assistant wrote cannot be told apart; split the conversation into one turn each"
                 )
-            spans.append((start, len(written)))
+            spans.append(self._turn(before, written, message.content.strip()))
         return self._spans(spans, text)[skip:]
 
+    def _close(self, ids: Sequence[int]) -> int:
+        """How many ids there are up to the end of sequence that closes an answer; all, if something else closes it."""
+        ends = [index for index, token in enumerate(ids) if token == self.eos]
+        return ends[-1] + 1 if ends and not self.decode(ids[ends[-1] + 1 :]).strip() else len(ids)
+
+    def _turn(self, before: str, written: str, content: str) -> tuple[int, int]:
+        """Where the last turn of `written` begins and ends, in characters, its end of sequence included.
+
+        Some templates open an answer with more than stays, or differently once something precedes it; then the turn
+        is found by its content.
+        """
+        last = written.rfind(self.tokenizer.eos_token)
+        end = last + len(self.tokenizer.eos_token)
+        if last < 0 or written[end:].strip():
+            last = end = len(written)
+        if before and written.startswith(before):
+            return len(before), end
+        start = written.rfind(content, 0, last) if content else -1
+        if start < 0:
+            start = next((i for i, (a, b) in enumerate(zip(before, written, strict=False)) if a != b), last)
+        return start, end
+
     def _spans(self, spans: list[tuple[int, int]], text: str, *, special: bool = False) -> tuple[bool, ...]:
+        """True on tokens that overlap a span: one that merges prompt and answer carries words of the answer."""
         offsets = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
-        return tuple(any(a <= start < b and end > start for a, b in spans) for start, end in offsets)
+        return tuple(any(start < b and end > a for a, b in spans) for start, end in offsets)
 
     def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])

@@ -1,0 +1,126 @@
+"""A tiny model with the default model's tokenizer and template, an ordinary folder: real files, random weights."""
+
+import functools
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+from assay.records import Message, Prompt, Response, reply, user_prompt
+from models import default_model
+
+CONTEXT = 256
+
+
+@functools.cache
+def _session() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="assay-tiny-")
+
+
+@functools.cache
+def tokenizer() -> Any:
+    """The default model's."""
+    return AutoTokenizer.from_pretrained(default_model())
+
+
+def random_network(kind: type, *, tied: bool = True, seed: int = 0) -> Any:
+    """Two layers of width 32, weights large enough that another token, place or mask shows."""
+    words = tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(words), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=CONTEXT, bos_token_id=words.bos_token_id,
+        eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id, tie_word_embeddings=tied,
+        **({"num_labels": 1} if kind is LlamaForSequenceClassification else {}),
+    )  # fmt: skip
+    network = kind(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            noise = torch.randn(p.shape, generator=generator)
+            p.copy_(0.3 * noise if p.ndim > 1 else p + 0.3 * noise)
+        if kind is LlamaForCausalLM:
+            network.get_output_embeddings().weight[words.eos_token_id] *= 7  # so that some answers end by themselves
+    return network
+
+
+def save(network: Any, folder: Path) -> str:
+    """The folder, with the tokenizer in it."""
+    network.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@functools.cache
+def tiny_model(*, tied: bool = True) -> str:
+    """A causal language model's folder, made once a session."""
+    folder = Path(_session().name) / f"policy-{tied}"
+    return save(random_network(LlamaForCausalLM, tied=tied), folder)
+
+
+@functools.cache
+def tiny_reward() -> str:
+    """A sequence classifier's folder, made once a session."""
+    return save(random_network(LlamaForSequenceClassification, seed=1), Path(_session().name) / "reward")
+
+
+PROMPTS = tuple(
+    user_prompt(f"{verb} {what}.")
+    for verb in ("Name", "Describe", "Draw", "Forget")
+    for what in ("a colour", "two birds of the north", "my house")
+)
+
+
+def pairs(num: int = 12) -> list[dict[str, Any]]:
+    """Comparisons in the field's explicit format; answers of many lengths."""
+    words = "one two three four five six seven eight nine ten".split()
+    return [
+        {
+            "prompt": [{"role": "user", "content": PROMPTS[i % len(PROMPTS)].messages[0].content}],
+            "chosen": [{"role": "assistant", "content": f"Yes, {words[i % 10]} times {i}."}],
+            "rejected": [{"role": "assistant", "content": " ".join(words[: 1 + i % 7]) + f" no {i}"}],
+        }
+        for i in range(num)
+    ]
+
+
+def demonstrations(num: int = 6) -> list[dict[str, Any]]:
+    """Prompts with one answer to imitate."""
+    return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs(num)]
+
+
+def prompts(num: int = 12) -> list[dict[str, Any]]:
+    """Prompts alone."""
+    return [{"prompt": row["prompt"]} for row in pairs(num)]
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """A JSONL file of these rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def turns(*told: tuple[str, str]) -> tuple[Message, ...]:
+    """Messages from (role, content)."""
+    return tuple(Message(role, content) for role, content in told)  # pyright: ignore[reportArgumentType]
+
+
+TOOL_CALL = Message(
+    "assistant", "", {"tool_calls": [{"type": "function", "function": {"name": "sky", "arguments": {"at": "noon"}}}]}
+)
+CONVERSATIONS: tuple[tuple[Prompt, Response], ...] = (
+    (user_prompt("Name a colour."), reply("Blue.")),
+    (user_prompt("Name a colour."), reply("A very deep green, like moss in the rain.")),
+    (user_prompt("Two lines, please."), reply("First.\n\nSecond, naïve — 🙂")),
+    (Prompt(messages=turns(("system", "Be short."), ("user", "Why?"))), reply("Because.")),
+    (
+        Prompt(messages=turns(("user", "Count."))),
+        turns(("assistant", "One."), ("user", "Go on."), ("assistant", "Two, three.")),
+    ),
+    (Prompt(messages=turns(("user", "What is above?"))), (TOOL_CALL, *turns(("tool", "blue"), ("assistant", "Blue.")))),
+    (Prompt(messages=turns(("text", "Once upon a time"))), reply(" there was a fox.", plain=True)),
+    (Prompt(messages=()), reply("Just text, without a prompt.", plain=True)),
+)  # fmt: skip

@@ -1,6 +1,7 @@
 """A trained model as an ordinary Hugging Face folder that plain transformers loads."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,12 @@ def export(model: Model, folder: Path, tokenizer: Any, *, learner: Learner | Non
             if twin is not None:
                 state[name] = masters[twin]
     state = {name: value.float().cpu().contiguous() for name, value in state.items()}
-    config = copy.deepcopy(network.config)
     network.config.pad_token_id = tokenizer.pad_token_id
-    network.config.dtype = torch.float32
-    try:
-        network.save_pretrained(folder, state_dict=state)
-    finally:
-        network.config = config
+    network.save_pretrained(folder, state_dict=state)
+    saved = folder / "config.json"
+    config = json.loads(saved.read_text())
+    config["dtype"] = "float32"  # what is saved, whatever the network computed in
+    saved.write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save_pretrained(folder)
 
 

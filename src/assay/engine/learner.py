@@ -45,9 +45,10 @@ class Learner:
         totals: dict[str, float] = {}
         keep_pairs = any(term.reduction == "pair" for term in terms)
         for rows in self._plan(batch, keep_pairs=keep_pairs):
-            part = batch.select(rows).to(self.model.device)
+            part = batch.select(rows)
             out = self.model(part, reads, vocabulary, token_columns(part))
             self.num_tokens += self.model.num_tokens
+            part = part.to(self.model.device)
             loss = torch.zeros((), device=self.model.device)
             for term, weight in zip(terms, weights, strict=True):
                 share = rows_of(weight, rows, term.reduction, part.ids.shape[1]).to(self.model.device)
@@ -68,7 +69,7 @@ class Learner:
         """The columns in `reads` for the whole batch, without gradient, on the CPU."""
         columns: dict[str, Any] = {}
         for rows in self._plan(batch, keep_pairs=False):
-            part = batch.select(rows).to(self.model.device)
+            part = batch.select(rows)
             out = self.model(part, reads, vocabulary, token_columns(part)).columns
             out |= {f"vocabulary.{name}": value for name, value in out.pop("vocabulary", {}).items()}
             for name, value in out.items():

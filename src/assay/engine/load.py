@@ -63,7 +63,12 @@ def load_reward(
 def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> Any:
     """The network in fp32. Missing or unexpected weights are an error, whatever transformers would fill in."""
     keep_freed_memory()
-    config = AutoConfig.from_pretrained(source.path)
+    try:
+        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    except ValueError as error:
+        raise InputError(
+            f"{source.name}: {' '.join(str(error).split())}; code that comes with a model never runs"
+        ) from None
     if type(config) not in auto._model_mapping:
         raise InputError(f"{source.name}: transformers has no {auto.__name__} for the {config.model_type} family")
     level = transformers_logging.get_verbosity()
@@ -71,7 +76,7 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
     transformers_logging.disable_progress_bar()
     try:
         network, info = auto.from_pretrained(
-            source.path, dtype=torch.float32, output_loading_info=True, use_safetensors=None, **options
+            source.path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
         )
     finally:
         transformers_logging.set_verbosity(level)
@@ -81,7 +86,7 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
         names = ", ".join(sorted(missing | wrong)[:5])
         hint = ": this is no reward model, its head is missing" if "score.weight" in missing else ""
         raise InputError(f"{source.name}: {len(missing | wrong)} weights are missing or misshapen ({names}){hint}")
-    unexpected = {key for key in info["unexpected_keys"] if not key.startswith("lm_head")}
+    unexpected = {key for key in info["unexpected_keys"] if not key.startswith(("lm_head", "embed_out"))}
     if unexpected:
         raise InputError(f"{source.name}: unexpected weights ({', '.join(sorted(unexpected)[:5])})")
     for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "dropout"):

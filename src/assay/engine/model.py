@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from assay.batch import ModelOutput, TokenBatch, Trunks, VocabularyFn
-from assay.engine.attention import TREE, TreeAttention, attend_to
-from assay.engine.vocabulary import over_vocabulary, token_logprobs
-from assay.tokens.trees import Packed, pack, pad
+from assay.engine.attention import TREE, Scores, TreeAttention, attend_to
+from assay.engine.vocabulary import over_vocabulary, scaled_logits, token_logprobs
+from assay.settings import InputError
+from assay.tokens.trees import Layout, Packed, pack, pad
 
 logger = logging.getLogger("assay")
 
@@ -36,6 +37,7 @@ class Model(nn.Module):
         self.temperature = 1.0
         self.adapter: Any = None  # PEFT's wrapper of the network, if adapters were added
         self.num_tokens = 0  # computed by the last forward pass
+        check_logits(network)
         self.shares_prompts = takes_trees(network)
 
     @property
@@ -169,6 +171,44 @@ def logit_scale(config: Any) -> float:
     return 1.0 if scale is None else scale
 
 
+def context(config: Any) -> int:
+    """Tokens that a conversation may have.
+
+    Two kinds of rotary scaling change with the longest row computed, so that a conversation's numbers would depend on
+    its neighbours; such models are held to the length from which on they do.
+    """
+    config = config.get_text_config()
+    longest = getattr(config, "max_position_embeddings", None) or 2**31
+    told = getattr(config, "rope_parameters", None) or {}
+    for rope in (told, *(value for value in told.values() if isinstance(value, dict))):
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            original = rope.get("original_max_position_embeddings")
+            longest = min(longest, original or getattr(config, "original_max_position_embeddings", None) or longest)
+    return int(longest)
+
+
+@torch.no_grad()
+def check_logits(network: Any) -> None:
+    """Raise InputError where a family makes its logits in a way not known here: log-probabilities would be wrong."""
+    head = network.get_output_embeddings()
+    if head is None:
+        return
+    config = network.config.get_text_config()
+    ids = torch.arange(1, 7)[None].to(next(network.parameters()).device) * 7919 % min(config.vocab_size, 1000)
+    was_training = network.training
+    network.eval()
+    theirs = network(input_ids=ids, use_cache=False).logits[0].float()
+    hidden = hidden_states(network, ids)
+    ours = scaled_logits(hidden, head.weight, getattr(head, "bias", None), logit_cap(config), logit_scale(config))
+    network.train(was_training)
+    error = float((ours.log_softmax(-1) - theirs.log_softmax(-1)).abs().max())
+    if ours.shape != theirs.shape or not error < (1e-3 if hidden.dtype == torch.float32 else 0.2):
+        raise InputError(
+            f"{type(network).__name__} makes its logits in a way that is not known here (log-probabilities differ by "
+            f"{error:.2g}): use a model of another family"
+        )
+
+
 def takes_trees(network: Any) -> bool:
     """Switch the network to tree attention if its family takes it, proven on a small tree; else leave it as it was.
 
@@ -192,10 +232,13 @@ def takes_trees(network: Any) -> bool:
         if config._attn_implementation != TREE:
             reason = "attention that was not replaced when asked"
         else:
-            together = _probe(network, shared=True)
+            windows: list[int | None] = []
+            together = _probe(network, shared=True, windows=windows)
             error = float((together - alone).norm() / alone.norm().clamp(min=1e-12))
             if error > (1e-3 if alone.dtype == torch.float32 else 0.1):
                 reason = f"another result for a tree than for its parts (relative error {error:.2g})"
+            elif _lost_window(config, windows):
+                reason = "a sliding window that only its mask knows"
         if reason:
             network.set_attn_implementation(before)
     if reason:
@@ -203,8 +246,29 @@ def takes_trees(network: Any) -> bool:
     return not reason
 
 
+class _Recording(TreeAttention):
+    """Notes the window of each layer."""
+
+    def __init__(self, layout: Layout, windows: list[int | None]) -> None:
+        super().__init__(layout)
+        self.windows = windows
+
+    def __call__(self, query: Tensor, key: Tensor, value: Tensor, layer: int, settings: Scores) -> Tensor:
+        self.windows.append(settings.window)
+        return super().__call__(query, key, value, layer, settings)
+
+
+def _lost_window(config: Any, windows: list[int | None]) -> bool:
+    """Whether the config has a sliding window that a layer's attention was not told."""
+    types = getattr(config, "layer_types", None)
+    if types and len(types) == len(windows):
+        return any(t == "sliding_attention" and w is None for t, w in zip(types, windows, strict=True))
+    window = getattr(config, "sliding_window", None)
+    return isinstance(window, int) and window < context(config) and all(w is None for w in windows)
+
+
 @torch.no_grad()
-def _probe(network: Any, *, shared: bool) -> Tensor:
+def _probe(network: Any, *, shared: bool, windows: list[int | None] | None = None) -> Tensor:
     """Hidden vectors of the responses of a tiny tree, computed together or each alone."""
     was_training = network.training
     network.eval()
@@ -221,7 +285,7 @@ def _probe(network: Any, *, shared: bool) -> Tensor:
     )
     rows = pack(batch) if shared else pad(batch, 0)
     if shared and rows.layout is not None:
-        with attend_to(TreeAttention(rows.layout)):
+        with attend_to(_Recording(rows.layout, [] if windows is None else windows)):
             hidden = hidden_states(network, rows.ids.to(device), position_ids=rows.positions.to(device))
     else:
         assert rows.padding is not None

@@ -36,8 +36,9 @@ class FlatAdamW:
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
-        """L2 norm of all gradients."""
-        return float(torch.stack([group.grad.norm() for group in self.groups]).norm())
+        """L2 norm of all gradients, by rows: summed in one go, fp32 loses over a percent of a hundred million."""
+        parts = [part for group in self.groups for part in _by_rows(group.grad)]
+        return float(torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).norm())
 
     @torch.no_grad()
     def step(self, *, lr: float, max_norm: float | None) -> float:
@@ -79,8 +80,12 @@ class FlatAdamW:
         state: dict[str, Tensor] = {}
         for index, group in enumerate(self.groups):
             state[f"{index}.master"] = group.master.data
-            for name, value in self.adam.state[group.master].items():
-                state[f"{index}.{name}"] = value
+            moments = self.adam.state[group.master] or {
+                "step": torch.zeros(()),
+                "exp_avg": torch.zeros_like(group.grad),
+                "exp_avg_sq": torch.zeros_like(group.grad),
+            }
+            state |= {f"{index}.{name}": value for name, value in moments.items()}
         return state
 
     @torch.no_grad()
@@ -88,11 +93,15 @@ class FlatAdamW:
         """From `state_dict`; a missing, unexpected or misshapen entry is an error."""
         for index, group in enumerate(self.groups):
             entries = {key.split(".", 1)[1]: value for key, value in state.items() if key.startswith(f"{index}.")}
-            master = entries.pop("master", None)
-            if master is None or master.shape != group.master.shape:
-                raise ValueError(f"optimiser group {index}: the saved weights do not fit this model")
-            group.master.data.copy_(master)
-            self.adam.state[group.master] = {name: value.clone() for name, value in entries.items()}
+            shapes = {name: value.shape for name, value in entries.items() if name != "step"}
+            if (
+                shapes != dict.fromkeys(("master", "exp_avg", "exp_avg_sq"), group.master.shape)
+                or "step" not in entries
+            ):
+                raise ValueError(f"optimiser group {index}: the saved state does not fit this model")
+            group.master.data.copy_(entries.pop("master"))
+            device = group.master.device
+            self.adam.state[group.master] = {name: value.to(device, copy=True) for name, value in entries.items()}
             group.publish()
         if extra := {key.split(".")[0] for key in state} - {str(i) for i in range(len(self.groups))}:
             raise ValueError(f"unexpected optimiser groups {sorted(extra)}")
@@ -131,6 +140,12 @@ class _Group:
         for p, view in zip(self.parameters, self.views(self.master.data).values(), strict=True):
             if p.dtype != torch.float32:
                 p.data.copy_(view)
+
+
+def _by_rows(flat: Tensor, width: int = 4096) -> tuple[Tensor, Tensor]:
+    """Views [n, width] and [1, rest]."""
+    whole = len(flat) // width * width
+    return flat[:whole].view(-1, width), flat[None, whole:]
 
 
 def _move_gradient(target: Tensor) -> Callable[[Tensor], None]:

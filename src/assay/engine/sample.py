@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
+from assay.batch import TokenBatch, Trunks
 from assay.engine.attention import Scores, TreeAttention, attend_to
 from assay.engine.model import Model, hidden_states, logit_cap, logit_scale
 from assay.engine.vocabulary import scaled_logits
 from assay.settings import Settings
-from assay.tokens.trees import Layout, Segment
+from assay.tokens.trees import Layout, Segment, plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,31 +223,57 @@ def _generate(
     stop: Sequence[int],
     generator: torch.Generator,
 ) -> Samples:
-    """For families that do not take trees: plain transformers, left-padded, one row an answer."""
-    pad = model.config.pad_token_id or 0
-    width = max(len(prompt) for prompt in prompts)
-    rows = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts for _ in range(num)])
-    padding = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts for _ in range(num)])
-    with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
-        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-        out = model.network.generate(
-            input_ids=rows.to(model.device),
-            attention_mask=padding.to(model.device),
-            do_sample=True,
-            temperature=settings.temperature,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=settings.max_tokens,
-            eos_token_id=list(stop),
-            pad_token_id=pad,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-    ids = out.sequences[:, width:].cpu()
-    scores = torch.stack([score.float().log_softmax(-1) for score in out.scores], dim=1).cpu()
-    logprobs = scores.gather(2, ids[:, :, None]).squeeze(2)
-    ends = torch.isin(ids, torch.tensor(list(stop)))
-    stopped = ends.any(dim=1)
-    lengths = torch.where(stopped, ends.int().argmax(dim=1) + 1, ids.shape[1])
-    counted = torch.arange(ids.shape[1]) < lengths[:, None]
-    return Samples(torch.where(counted, ids, 0), lengths, torch.where(counted, logprobs, 0.0), stopped)
+    """For families that do not take trees: plain transformers, prompts of one length at a time, nothing padded."""
+    slots = len(prompts) * num
+    ids = torch.zeros(slots, settings.max_tokens, dtype=torch.long)
+    lengths = torch.full((slots,), settings.max_tokens)
+    stopped = torch.zeros(slots, dtype=torch.bool)
+    for length in sorted({len(prompt) for prompt in prompts}):
+        places = [index for index, prompt in enumerate(prompts) if len(prompt) == length]
+        rows = torch.tensor([list(prompts[index]) for index in places]).repeat_interleave(num, dim=0)
+        slot = torch.tensor([index * num + answer for index in places for answer in range(num)])
+        found = _plain_generate(model, rows, settings, stop, generator)
+        ids[slot, : found.shape[1]] = found
+        ends = torch.isin(found, torch.tensor(list(stop), dtype=torch.long))
+        stopped[slot] = ends.any(dim=1)
+        lengths[slot] = torch.where(stopped[slot], ends.int().argmax(dim=1) + 1, found.shape[1])
+    width = int(lengths.max())
+    counted = torch.arange(width) < lengths[:, None]
+    batch = TokenBatch(
+        prompts=Trunks(tuple(torch.tensor(prompt) for prompt in prompts)),
+        ids=torch.where(counted, ids[:, :width], 0),
+        mask=counted,
+        lengths=lengths,
+        group=torch.arange(len(prompts)).repeat_interleave(num),
+    )
+    before, model.temperature = model.temperature, settings.temperature
+    logprobs = torch.zeros(slots, width)
+    for part in plan(batch, 4096, shared=False):
+        found = model(batch.select(part), ("logprobs",)).logprobs.cpu()
+        logprobs[part, : found.shape[1]] = found
+    model.temperature = before
+    return Samples(batch.ids, lengths, logprobs, stopped)
+
+
+def _plain_generate(
+    model: Model, rows: Tensor, settings: SamplingSettings, stop: Sequence[int], generator: torch.Generator
+) -> Tensor:
+    """[B, at most T] ids after prompts of one length; nothing of the model's own generation settings counts."""
+    own = model.network.generation_config
+    model.network.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=settings.temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=settings.max_tokens,
+        eos_token_id=list(stop) or None,
+        pad_token_id=model.config.pad_token_id or 0,
+    )
+    try:
+        with torch.random.fork_rng(devices=[] if model.device.type == "cpu" else None):
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            rows = rows.to(model.device)
+            out = model.network.generate(input_ids=rows, attention_mask=torch.ones_like(rows))
+    finally:
+        model.network.generation_config = own
+    return out[:, rows.shape[1] :].cpu()

@@ -145,7 +145,7 @@ class _OverVocabulary(torch.autograd.Function):
         hidden, weight, bias = (None if tensor is None else tensor.detach().requires_grad_() for tensor in saved)
         assert hidden is not None and weight is not None
         wanted = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
-        totals = [torch.zeros_like(tensor) for tensor in wanted]
+        totals = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
         size = chunk_size(weight.shape[0])
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
@@ -156,8 +156,8 @@ class _OverVocabulary(torch.autograd.Function):
             for total, grad in zip(totals, found, strict=True):
                 if grad is not None:
                     total += grad
-        totals += [None] * (3 - len(totals))  # pyright: ignore[reportOperatorIssue]
-        return (*totals, None, None, None)
+        cast = [total.to(tensor.dtype) for total, tensor in zip(totals, wanted, strict=True)]
+        return (*cast, *[None] * (6 - len(cast)))
 
 
 def over_vocabulary(

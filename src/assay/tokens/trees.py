@@ -103,6 +103,7 @@ class Layout:
             self.blocks_of[window] = [
                 self._block(first, min(first + step, stop), start, window)
                 for start, stop in self.trees
+                if stop > start
                 for step in (stop - start if stop - start <= WHOLE_TREE else QUERY_BLOCK,)
                 for first in range(start, stop, step)
             ]

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+from transformers.utils import logging
 
 from assay.records import Message, Prompt, Response, reply, user_prompt
 from models import default_model
@@ -49,6 +50,7 @@ def random_network(kind: type, *, tied: bool = True, seed: int = 0) -> Any:
 
 def save(network: Any, folder: Path) -> str:
     """The folder, with the tokenizer in it."""
+    logging.disable_progress_bar()  # it would be among what a test reads from stderr
     network.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)

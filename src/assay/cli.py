@@ -176,7 +176,7 @@ def as_python(words: list[str], default: Any) -> list[str]:
 
     switches = {name for name, value in leaves(default) if isinstance(value, bool)}
     found: list[str] = []
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in zip(words, [*words[1:], "--"], strict=False):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         found.append(flag + equals + (value.capitalize() if value in ("true", "false") else value))
         if not equals and flag.removeprefix("--").replace("-", "_") in switches and following.startswith("--"):
@@ -185,13 +185,14 @@ def as_python(words: list[str], default: Any) -> list[str]:
 
 
 def first_sentence(box: str) -> str:
-    """What tyro's framed message says above its first rule, on one line."""
-    lines: list[str] = []
-    for line in (line.strip("│ ") for line in box.splitlines() if line.startswith("│")):
-        if not line or line.startswith("─"):
+    """What tyro's message says between its title and its first rule, on one line; framed or, without UTF-8, not."""
+    lines = box.strip("\n").splitlines()
+    found: list[str] = []
+    for line in (line.strip("│ ") for line in lines[1 if box.startswith("╭") else 2 :]):
+        if not line.strip("─-"):
             break
-        lines.append(line)
-    return " ".join(lines)
+        found.append(line)
+    return " ".join(found)
 
 
 def flag_value(words: list[str], flag: str) -> str | None:

@@ -3,7 +3,6 @@
 Exit codes: 0 done; 1 a fault of the program; 2 wrong input or settings; 3 refused by the gate; 130 interrupted.
 """
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,6 @@ OK, FAULT, WRONG_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
-    # Threads that wait by spinning stall each other as soon as anything else wants a core: measured here, one busy
-    # neighbour on 2 cores slowed training 6 times, and 1.5 times with threads that sleep. Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
@@ -118,6 +114,8 @@ def resolve(verb: str, words: list[str], config_file: str | None) -> Any:
 
     where = config_file or ""
     data = read_yaml(Path(config_file)) if config_file else {}
+    if isinstance(data.get(verb), dict):  # one file for several verbs, as a run directory's config.yaml
+        data, where = data[verb], f"{where}: {verb}"
     algorithm = None
     if verb == "policy":
         told = data.get("algorithm", {})

@@ -113,7 +113,7 @@ class EvaluateConfig(Settings):
     """assay evaluate: a policy against its base on held-out prompts."""
 
     run: str = ""
-    base: str = DEFAULT_MODEL
+    base: str = ""  # default: what the run's policy started from
     policy: str = ""  # default: the run's
     prompts: DataSettings = field(default_factory=DataSettings)
     num_prompts: int = 200

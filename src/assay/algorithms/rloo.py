@@ -30,6 +30,7 @@ class RLOO(Settings):
     columns: ClassVar[Mapping[str, Any]] = {}
     reference: ClassVar[bool] = True
     streams: ClassVar[Mapping[str, Data]] = {}
+    min_answers: ClassVar[int] = 2  # the baseline is the mean of the others
 
     def prepare(self, batch: TokenBatch, learners: Learners) -> TokenBatch:
         """Reference log-probabilities, and the advantage of each response over its siblings, given to every token."""

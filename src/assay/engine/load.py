@@ -43,25 +43,28 @@ def compute_dtype(wanted: DType, device: torch.device) -> torch.dtype:
 
 def load_policy(source: ModelSource, *, dtype: DType = "auto", lora: LoRASettings | None = None) -> Model:
     """A causal language model."""
-    return _model(_load(AutoModelForCausalLM, source), dtype, lora)
+    return _model(_load(AutoModelForCausalLM, source)[0], dtype, lora)
 
 
 def load_reward(
     source: ModelSource, *, dtype: DType = "auto", lora: LoRASettings | None = None, fresh_head: bool = False
 ) -> Model:
-    """A sequence classifier with one output. A missing head is an error unless a fresh one is asked for."""
+    """A sequence classifier with one output. A missing head is an error, or made where `fresh_head` allows it."""
     allowed = {"score.weight"} if fresh_head else set()
-    network = _load(AutoModelForSequenceClassification, source, allowed, num_labels=1)
+    network, missing = _load(AutoModelForSequenceClassification, source, allowed, num_labels=1)
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise InputError(f"{source.name}: {type(network).__name__} keeps its head elsewhere than in `score`")
-    if fresh_head:
+    if "score.weight" in missing:
         width = network.score.weight.shape[1]
         nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
     return _model(network, dtype, lora)
 
 
-def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> Any:
-    """The network in fp32. Missing or unexpected weights are an error, whatever transformers would fill in."""
+def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> tuple[Any, set[str]]:
+    """The network in fp32, and which of the `allowed` weights it lacks.
+
+    Other missing, misshapen or unexpected weights are an error, whatever transformers would fill in.
+    """
     keep_freed_memory()
     try:
         config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
@@ -76,12 +79,18 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
     transformers_logging.disable_progress_bar()
     try:
         network, info = auto.from_pretrained(
-            source.path, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **options
+            source.path,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            **options,
         )
     finally:
         transformers_logging.set_verbosity(level)
-    missing = set(info["missing_keys"]) - (allowed or set())
-    wrong = {key for key, *_ in info.get("mismatched_keys", ())} - (allowed or set())
+    lacking = set(info["missing_keys"])
+    wrong = {key for key, *_ in info.get("mismatched_keys", ())}
+    missing = lacking - (allowed or set())
     if missing or wrong:
         names = ", ".join(sorted(missing | wrong)[:5])
         hint = ": this is no reward model, its head is missing" if "score.weight" in missing else ""
@@ -92,7 +101,7 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
     for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "dropout"):
         if getattr(network.config, name, 0):
             setattr(network.config, name, 0.0)
-    return network
+    return network, lacking
 
 
 def _model(network: Any, dtype: DType, lora: LoRASettings | None) -> Model:

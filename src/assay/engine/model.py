@@ -242,7 +242,7 @@ def takes_trees(network: Any) -> bool:
         if reason:
             network.set_attn_implementation(before)
     if reason:
-        logger.info("%s: prompts are not shared between responses: %s", family, reason)
+        logger.warning("%s: prompts are not shared between responses: %s", family, reason)
     return not reason
 
 

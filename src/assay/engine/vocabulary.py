@@ -13,7 +13,7 @@ from torch import Tensor
 from assay.batch import VocabularyFn
 from assay.shapes import FlatFloat, FlatInt, Hidden
 
-CHUNK_BYTES = 2**26  # of one chunk's fp32 logits
+CHUNK_BYTES = 2**27  # of one chunk's fp32 logits
 
 
 def chunk_size(vocabulary: int) -> int:
@@ -71,22 +71,27 @@ class _TokenLogprobs(torch.autograd.Function):
         size = chunk_size(weight.shape[0])
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
-            logits = scaled_logits(hidden[part], weight, bias, cap, scale).div_(temperature)
-            normalisers[part] = torch.logsumexp(logits, dim=-1)
-            chosen = logits.gather(1, targets[part, None]).squeeze(1)
-            logprobs[part] = chosen - normalisers[part]
+            logits = scaled_logits(hidden[part], weight, bias, cap, scale)
+            if temperature != 1:
+                logits.div_(temperature)
+            scores = torch.log_softmax(logits, dim=-1)
+            chosen = targets[part, None]
+            logprobs[part] = scores.gather(1, chosen).squeeze(1)
+            normalisers[part] = logits.gather(1, chosen).squeeze(1) - logprobs[part]
             if entropy:
-                probabilities = torch.exp(logits - normalisers[part, None])
-                entropies[part] = normalisers[part] - (probabilities * logits).sum(-1)
+                entropies[part] = -torch.linalg.vecdot(torch.exp(scores, out=logits), scores)
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
-        ctx.settings = (temperature, cap, scale, entropy)
+        ctx.settings = (temperature, cap, scale)
+        ctx.set_materialize_grads(False)  # entropy is often only looked at: then its gradient is None
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_logprobs, grad_entropies = grads
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
-        temperature, cap, scale, entropy = ctx.settings
+        temperature, cap, scale = ctx.settings
+        zeros = torch.zeros_like(normalisers)
+        grad_logprobs = zeros if grads[0] is None else grads[0]
+        grad_entropies: Tensor | None = grads[1]
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         d_weight = torch.zeros(weight.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         d_weight = d_weight.to(weight.device) if d_weight is not None else None
@@ -95,17 +100,21 @@ class _TokenLogprobs(torch.autograd.Function):
         for first in range(0, len(hidden), size):
             part = slice(first, first + size)
             logits = scaled_logits(hidden[part], weight, bias, cap, scale)
-            slope = (scale / temperature) * (1 - (logits / cap) ** 2) if cap is not None else scale / temperature
-            scores = logits / temperature - normalisers[part, None]  # log-probabilities of the whole vocabulary
-            d_logits = torch.exp(scores)
-            if entropy:  # dH/dz = -p (log p + H)
-                d_logits.mul_(
-                    -(grad_logprobs[part, None] + grad_entropies[part, None] * (scores + entropies[part, None]))
-                )
-            else:
-                d_logits.mul_(-grad_logprobs[part, None])
-            d_logits.scatter_add_(1, targets[part, None], grad_logprobs[part, None])
-            d_logits = d_logits.mul_(slope).to(hidden.dtype)
+            slope = scale / temperature if cap is None else (scale / temperature) * (1 - (logits / cap) ** 2)
+            if temperature != 1:
+                logits.div_(temperature)
+            scores = logits.sub_(normalisers[part, None])  # log-probabilities of the whole vocabulary
+            gain = grad_logprobs[part, None]
+            if grad_entropies is None:
+                d_logits = scores.exp_().mul_(-gain)
+            else:  # dH/dz = -p (log p + H)
+                d_logits = scores.exp()
+                scores.add_(entropies[part, None]).mul_(grad_entropies[part, None]).add_(gain)
+                d_logits.mul_(scores).neg_()
+            d_logits.scatter_add_(1, targets[part, None], gain)
+            if cap is not None or slope != 1:
+                d_logits.mul_(slope)
+            d_logits = d_logits.to(hidden.dtype)
             if d_hidden is not None:
                 d_hidden[part] = d_logits @ weight
             if d_weight is not None:

@@ -6,6 +6,7 @@ learns from the comparisons and is audited, a policy is optimised against it, an
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from assay.stages import audit, collect, evaluate, policy, reward, score
 from assay.stages.progress import say
 from assay.train.loop import CheckpointSettings, OptimiserSettings
 
+STAGES = ("collect", "reward", "audit", "policy", "evaluate")
 SAMPLING = SamplingSettings(max_tokens=48)
 
 
@@ -98,7 +100,7 @@ class Settings:
         return config_class("policy", "rloo")(
             run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.05), num_answers=4, batch_size=16, steps=24,
             sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=48), watch_every=6,
-            optimiser=OptimiserSettings(lr=1e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
+            optimiser=OptimiserSettings(lr=5e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
             seed=self.seed,
         )  # fmt: skip
 
@@ -142,6 +144,8 @@ def once(place: RunDirectory, stage: str, config: Any, run: Callable[[Any], Any]
     say(f"--- {stage}")
     found = run(config)
     write_json(done, {**before, stage: key})
+    for later in STAGES[STAGES.index(stage) + 1 :]:  # what they left half done rests on what this one replaced
+        shutil.rmtree(place.checkpoints / later, ignore_errors=True)
     return found
 
 

@@ -191,8 +191,10 @@ class RunDirectory:
     def __repr__(self) -> str:
         return f"RunDirectory({str(self.path)!r})"
 
-    def write_config(self, config: Mapping[str, Any]) -> Path:
-        """Write the resolved configuration as YAML, keys in the order given."""
+    def write_config(self, config: Mapping[str, Any], stage: str = "") -> Path:
+        """Write the resolved configuration as YAML, keys in the order given; with `stage`, as that stage's section."""
+        if stage:
+            config = {**(self.read_config() if self.config.exists() else {}), stage: config}
         text = StringIO()
         YAML().dump(plain(config), text)
         return write_text(self.config, text.getvalue())

@@ -1,5 +1,7 @@
 """The proof that a saved reward model means the same elsewhere: plain transformers gives its rewards."""
 
+import math
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,21 @@ from assay.rewards.model import RewardModel
 from assay.settings import InputError
 
 TOLERANCE = 1e-4  # fp32 rewards
+ROUNDING = 0.02  # bf16 rewards of models that hardly tell answers apart
 
 
-def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]]) -> str:
+def verify(
+    folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: RewardModel | None = None
+) -> str:
     """Reload `folder` through plain transformers and compare, for batches of one and many and both paddings.
 
-    Returns a sentence with the largest difference; raises InputError above 1e-4 times the rewards' size.
+    With `trained`, the model that was saved, its rewards are compared too: to 1e-4 if it computed in fp32, else their
+    root mean square difference to a tenth of the rewards' standard deviation. Returns a sentence with the largest
+    difference; raises InputError above.
     """
     ours = RewardModel.from_pretrained(str(folder), dtype="float32").score(conversations)
+    if trained is not None:
+        _compare_trained(folder, ours, trained, conversations)
     scale = max(1.0, *(abs(reward) for reward in ours))
     worst = 0.0
     for size in (1, len(conversations)):
@@ -31,6 +40,22 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]]) -> st
             f"{folder}: plain transformers gives rewards that differ by {worst:.2g} from ours; do not publish it"
         )
     return f"verified: plain transformers gives the saved model's rewards, largest difference {worst:.1e}"
+
+
+def _compare_trained(
+    folder: Path, saved: Sequence[float], trained: RewardModel, conversations: Sequence[tuple[Prompt, Response]]
+) -> None:
+    errors = [abs(a - b) for a, b in zip(saved, trained.score(conversations), strict=True)]
+    if all(p.dtype == torch.float32 for p in trained.learner.model.parameters()):
+        found, bound = max(errors), TOLERANCE * max(1.0, *(abs(reward) for reward in saved))
+    else:
+        found = math.sqrt(statistics.fmean(error**2 for error in errors))
+        bound = max(0.1 * statistics.pstdev(saved), ROUNDING)
+    if found > bound:
+        raise InputError(
+            f"{folder}: the saved model's rewards differ by {found:.2g} from those of the model that was trained "
+            f"(allowed: {bound:.2g}); do not use it"
+        )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.export import export
 from assay.engine.learner import Learner
 from assay.engine.load import DType, load_reward
+from assay.engine.model import context
 from assay.records import Message, Prompt, Response
 from assay.settings import InputError
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -46,7 +47,7 @@ class RewardModel:
     @property
     def context(self) -> int:
         """Tokens a conversation may have."""
-        return int(getattr(self.learner.model.config, "max_position_embeddings", 2**31))
+        return context(self.learner.model.config)
 
     def encode(self, conversation: Conversation) -> Encoded:
         """Ids of the whole rendered conversation."""

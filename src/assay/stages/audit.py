@@ -7,7 +7,7 @@ import torch
 
 from assay.audit.run import Audit, audit_pairs
 from assay.audit.table import ScoredSamples
-from assay.config import AuditConfig, SamplesSettings
+from assay.config import AuditConfig, SamplesSettings, plain
 from assay.engine.catalog import resolve_model
 from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_prompts
@@ -32,6 +32,7 @@ def run(config: AuditConfig) -> Audit:
     samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
     place.path.mkdir(parents=True, exist_ok=True)
+    place.write_config(plain(config), "audit")
     pairs.save(place.path / "scored_pairs.parquet")
     if samples is not None:
         samples.save(place.path / "scored_samples.parquet")

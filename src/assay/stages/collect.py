@@ -18,7 +18,7 @@ def run(config: CollectConfig) -> tuple[Comparison, ...]:
     place = open_run(config.run)
     found = import_feedback(config) if config.feedback.path else simulate(config)
     place.path.mkdir(parents=True, exist_ok=True)
-    place.write_config(plain(config))
+    place.write_config(plain(config), "collect")
     write_records(place.feedback, found)
     place.record("collect", num_comparisons=len(found), seed=config.seed)
     say(f"{len(found)} comparisons: {place.feedback}")

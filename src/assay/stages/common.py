@@ -2,9 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import torch
 
 from assay.config import DataSettings
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
@@ -85,6 +87,28 @@ def hash_of(records: Iterable[Record]) -> str:
     for record in records:
         digest.update(json.dumps(record.to_json(), sort_keys=True, default=str).encode())
     return digest.hexdigest()[:16]
+
+
+def data_columns(records: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The data columns that an algorithm declares, from the records' other columns: a number a record, or a list of
+    one for each of its answers."""
+    found: dict[str, torch.Tensor] = {}
+    for name in declared:
+        values: list[float] = []
+        for record in records:
+            value = record.meta.get(name)
+            numbers = value if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(number, int | float) for number in numbers):
+                raise InputError(f"record {record.id}: the algorithm reads a column {name!r} of numbers; got {value!r}")
+            values += [float(number) for number in numbers]
+        found[name] = torch.tensor(values)
+    return found
+
+
+def hash_of_rule(told: str) -> list[str]:
+    """A rule as it was named, and 16 hexadecimal digits of its file's content."""
+    path = Path(told.rpartition("*")[2].rpartition(":")[0])
+    return [told, hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
 
 
 def hash_of_folder(folder: str) -> str:

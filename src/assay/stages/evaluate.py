@@ -9,11 +9,11 @@ import torch
 
 from assay.audit.statistics import bootstrap_mean, length_controlled_win_rate, paired_bootstrap, win_rate
 from assay.config import DataSettings, EvaluateConfig, plain
-from assay.engine.catalog import resolve_model
+from assay.engine.catalog import DEFAULT_MODEL, resolve_model
 from assay.engine.learner import Learner
 from assay.feedback.read import read_prompts, read_texts
 from assay.records import Finding, Prompt, Rollout, text_of
-from assay.report.run import Sample, write_json
+from assay.report.run import RunDirectory, Sample, read_json, write_json
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import load_oracle, open_run, read
@@ -34,7 +34,8 @@ def run(config: EvaluateConfig) -> list[Finding]:
         raise InputError("--oracle is missing: say what judges, an oracle or a reward model")
     oracle = load_oracle(config.oracle) if config.oracle else None
     resolve_model(policy_name)  # an error here, not after the base is loaded
-    base = PolicySampler.load(config.base, config.sampling, dtype=config.dtype)
+    base_name = base_of(config, place)
+    base = PolicySampler.load(base_name, config.sampling, dtype=config.dtype)
     prompts = base.fitting(prompts, config.prompts, "prompts")
     policy = PolicySampler.load(policy_name, config.sampling, dtype=config.dtype)
     sides = [
@@ -47,19 +48,29 @@ def run(config: EvaluateConfig) -> list[Finding]:
     if oracle is not None:
         judged = [oracle([r.prompt for r in side], [r.response for r in side]) for side in sides]
     assert judged is not None
-    findings = compare(prompts, sides, judged, rewards if config.oracle else None)
+    judge = "oracle" if config.oracle else "reward"
+    findings = compare(prompts, sides, judged, rewards if config.oracle else None, judge)
     findings += distance(base, policy, sides, config.token_budget)
     if config.text.path:
         findings += likelihood(base, policy, config.text, config.token_budget)
-    truth = "oracle" if config.oracle else "reward"
     place.write_samples(samples(sides, judged if config.oracle else None, rewards))
+    place.write_config(plain(config), "evaluate")
     write_json(
         place.evaluation,
-        {"findings": [finding.to_json() for finding in findings], "settings": plain(config), "judge": truth},
+        {"findings": [finding.to_json() for finding in findings], "settings": plain(config), "judge": judge},
     )
-    place.record("evaluate", base=config.base, policy=policy_name, seed=config.seed, num_prompts=len(prompts))
+    place.record(
+        "evaluate", base=base_name, policy=policy_name, seed=config.seed, num_prompts=len(prompts)
+    )
     table("evaluation", [_row(finding) for finding in findings])
     return findings
+
+
+def base_of(config: EvaluateConfig, place: RunDirectory) -> str:
+    """The base that was named, or the one that the run's policy started from."""
+    if config.base or not place.provenance.exists():
+        return config.base or DEFAULT_MODEL
+    return read_json(place.provenance).get("policy", {}).get("base", DEFAULT_MODEL)
 
 
 def compare(
@@ -67,8 +78,9 @@ def compare(
     sides: Sequence[Sequence[Rollout]],
     judged: Sequence[Sequence[float]],
     rewards: Sequence[Sequence[float]] | None,
+    judge: str,
 ) -> list[Finding]:
-    """Gain, win rates, lengths and variety."""
+    """Gain, win rates, lengths and variety; `judge` says whose rewards decide."""
     ids = np.array([prompt.id for prompt in prompts])
     base, policy = (np.array(values) for values in judged)
     lengths = [np.array([len(rollout.ids) for rollout in side], dtype=float) for side in sides]

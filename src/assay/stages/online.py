@@ -14,8 +14,11 @@ from assay.records import Prompt, Rollout
 from assay.rewards.model import RewardModel
 from assay.rewards.rules import Combined, combine, fill_rewards
 from assay.settings import InputError
-from assay.stages.sampling import PolicySampler
+from assay.stages.common import data_columns
+from assay.stages.sampling import PolicySampler, fitting
 from assay.train.batches import Shuffled
+
+TEMPLATE_TOKENS = 16  # room for what a template adds around an answer
 
 
 class Rewards:
@@ -25,6 +28,13 @@ class Rewards:
         self, model: RewardModel | None, weight: float, rules: Combined | None, identity: Mapping[str, Any]
     ) -> None:
         self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
+
+    def fitting(self, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[Prompt, ...]:
+        """The prompts whose longest answers the reward model can read; others are an error, or dropped and counted."""
+        if self.model is None:
+            return tuple(prompts)
+        room = self.model.context - config.sampling.max_tokens - TEMPLATE_TOKENS
+        return fitting(prompts, self.model.encoder, room, config.data, "data")
 
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, list[float]]]:
         """The sums, one per rollout, and each part by name before weighting."""
@@ -62,6 +72,7 @@ class Rollouts:
         self.sampler, self.rewards, self.num_answers = sampler, rewards, config.num_answers
         self.prompts = Shuffled(prompts, config.batch_size, seed=config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.columns = config.algorithm.columns
         self.facts: dict[str, float] = {}
 
     def next(self) -> dict[str, TokenBatch]:
@@ -83,7 +94,9 @@ class Rollouts:
             "seconds_sampling": sampled - began,
             "seconds_scoring": scored - sampled,
         }
-        return {"main": drawn.batch(totals)}
+        batch = drawn.batch(totals)
+        per_answer = [rollout.prompt for rollout in drawn.rollouts]
+        return {"main": batch.fill(declared=self.columns, **data_columns(per_answer, self.columns))}
 
     def state_dict(self) -> dict[str, Any]:
         """As `Batches`."""

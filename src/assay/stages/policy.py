@@ -14,7 +14,7 @@ from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.export import export
 from assay.engine.learner import AdapterOff, Learner
 from assay.engine.load import load_policy
-from assay.engine.model import Model
+from assay.engine.model import Model, context
 from assay.engine.optimizer import FlatAdamW
 from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
@@ -22,13 +22,22 @@ from assay.records import Comparison, Demonstration, Prompt
 from assay.report.run import RunDirectory, read_json
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
-from assay.stages.common import hash_of, hash_of_folder, keep_fitting, load_oracle, open_run, read
+from assay.stages.common import (
+    data_columns,
+    hash_of,
+    hash_of_folder,
+    hash_of_rule,
+    keep_fitting,
+    load_oracle,
+    open_run,
+    read,
+)
 from assay.stages.online import Rewards, Rollouts, Watch, load_rules
 from assay.stages.progress import bar, say
 from assay.stages.reward import collator as collate_pairs
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, Encoder, collate
-from assay.train.batches import Batches, Offline, Shuffled
+from assay.train.batches import Batches, Joined, Offline, Shuffled
 from assay.train.loop import Training
 
 READERS: Mapping[str, Callable[..., Any]] = {
@@ -36,6 +45,7 @@ READERS: Mapping[str, Callable[..., Any]] = {
     "comparisons": read_comparisons,
     "demonstrations": read_demonstrations,
 }
+ELSEWHERE = ("run", "model", "reward", "rules", "checkpoints", "oracle", "watch", "watch_every", "token_budget")
 SHOWN = ("reward", "oracle", "kl", "loss", "rewards/accuracies", "length_mean")
 
 
@@ -43,7 +53,9 @@ def run(config: PolicyConfig) -> None:
     """Train with the configured algorithm and save the policy as an ordinary model folder."""
     place = open_run(config.run)
     algorithm = config.algorithm
+    check(config)
     streams = read_streams(config)
+    data = {name: hash_of(stream.records) for name, stream in streams.items()}
     rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
     watched = open_watch(config)
     source = resolve_model(config.model)
@@ -56,13 +68,13 @@ def run(config: PolicyConfig) -> None:
     batches: Batches
     if rewards is not None:
         model.temperature = config.sampling.temperature
-        prompts = sampler.fitting(streams["main"].records, config.data, "data")
-        batches = Rollouts(sampler, prompts, rewards, config)
+        prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
+        prompts = rewards.fitting(prompts, config)
+        batches = Joined(Rollouts(sampler, prompts, rewards, config), offline(config, encoder, model, streams)[0])
         per_epoch = len(prompts)
     else:
         batches, per_epoch = offline(config, encoder, model, streams)
     num_steps = config.steps or math.ceil(config.epochs * per_epoch / config.batch_size)
-    data = {name: hash_of(stream.records) for name, stream in streams.items()}
     training = Training(
         algorithm,
         learners,
@@ -71,11 +83,16 @@ def run(config: PolicyConfig) -> None:
         optimiser=config.optimiser,
         checkpoints=config.checkpoints,
         folder=place.checkpoints / "policy",
-        identity={"config": _identity(config), "data": data, "reward": rewards.identity if rewards else {}},
+        identity={
+            "config": _identity(config),
+            "data": data,
+            "base": hash_of_folder(source.path),
+            "reward": rewards.identity if rewards else {},
+        },
     )
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
-    place.write_config(plain(config))
+    place.write_config(plain(config), "policy")
     place.resume_metrics(training.step + 1, stage="policy")
     watch = None
     if watched is not None:
@@ -97,6 +114,20 @@ def run(config: PolicyConfig) -> None:
     say(f"policy: {place.policy}")
 
 
+def check(config: PolicyConfig) -> None:
+    """Settings that contradict each other or would be passed over."""
+    algorithm = config.algorithm
+    least = getattr(algorithm, "min_answers", 1)
+    if algorithm.data == "rollouts" and config.num_answers < least:
+        raise InputError(f"--num_answers {config.num_answers}: {algorithm.name} compares at least {least} answers")
+    if algorithm.data != "rollouts" and (config.rules or config.reward):
+        flag = "rules" if config.rules else "reward"
+        raise InputError(f"--{flag}: {algorithm.name} learns from {algorithm.data} and reads no reward; leave it out")
+    if bool(config.oracle) != bool(config.watch.path):
+        missing = "watch.path" if config.oracle else "oracle"
+        raise InputError(f"--{missing} is missing: the oracle is watched on held-out prompts, so both are needed")
+
+
 def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     """The reward model, its gate passed, and the programmatic rewards beside it."""
     named = config.reward or (str(place.reward) if place.reward.exists() else "")
@@ -104,7 +135,7 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
         raise InputError("--reward is missing: give a reward model, or programmatic rewards with --rules")
     model = None
     rules = load_rules(config.rules)
-    identity: dict[str, Any] = {"rules": list(config.rules)}
+    identity: dict[str, Any] = {"rules": [hash_of_rule(rule) for rule in config.rules]}
     if named:
         identity["model"] = hash_of_folder(resolve_model(named).path)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
@@ -177,16 +208,17 @@ def read_streams(config: PolicyConfig) -> dict[str, Stream]:
 
 
 def offline(config: PolicyConfig, encoder: Encoder, model: Model, streams: Mapping[str, Stream]) -> tuple[Offline, int]:
-    """Batches of fixed feedback, and how many items an epoch has."""
+    """Batches of fixed feedback, and how many items an epoch of the main data has."""
     made = {name: _shuffled(name, stream, encoder, model, config) for name, stream in streams.items()}
-    return Offline(made), len(made["main"][0].items)
+    return Offline(made), len(made["main"][0].items) if "main" in made else 0
 
 
 def _shuffled(
     name: str, stream: Stream, encoder: Encoder, model: Model, config: PolicyConfig
 ) -> tuple[Shuffled[Any], Callable[[list[Any]], TokenBatch]]:
-    context = int(getattr(model.config, "max_position_embeddings", 2**31))
-    limit = min(context, config.max_tokens or context)
+    longest = context(model.config)
+    limit = min(longest, config.max_tokens or longest)
+    declared = config.algorithm.columns if name == "main" else {}
 
     def encoded(record: Comparison | Demonstration) -> list[Encoded]:
         answers = (record.chosen, record.rejected) if isinstance(record, Comparison) else (record.response,)
@@ -195,21 +227,29 @@ def _shuffled(
     flag = "data" if name == "main" else f"streams.{name}"
     items = keep_fitting(((record, encoded(record)) for record in stream.records), limit, stream.data, flag)
 
-    def collate_single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
+    def single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
         return collate([rows for _, rows in items], encoder.tokenizer.pad_token_id)
 
-    pairs = stream.kind == "comparisons"
-    return Shuffled(items, config.batch_size, seed=config.seed), collate_pairs(encoder) if pairs else collate_single
+    make = collate_pairs(encoder) if stream.kind == "comparisons" else single
+
+    def with_columns(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
+        return make(items).fill(declared=declared, **data_columns([record for record, _ in items], declared))
+
+    data_columns([record for record, _ in items], declared)  # a missing column shows before anything is trained
+    return Shuffled(items, config.batch_size, seed=config.seed), with_columns
 
 
 def open_watch(config: PolicyConfig) -> tuple[Sequence[Prompt], Oracle] | None:
     """What is looked at while training: held-out prompts, and the oracle that judges their answers."""
-    if not config.oracle or not config.watch.path:
+    if not config.oracle:
         return None
     oracle = load_oracle(config.oracle)
     return read(read_prompts, config.watch, "watch"), oracle
 
 
 def _identity(config: PolicyConfig) -> dict[str, Any]:
+    """The settings that shape the result; data, base and reward are known by their content, not by where they lie."""
     told = plain(config)
-    return {name: value for name, value in told.items() if name not in ("run", "checkpoints", "watch", "watch_every")}
+    for data in (told["data"], *told["streams"].values()):
+        data.pop("path")
+    return {name: value for name, value in told.items() if name not in ELSEWHERE}

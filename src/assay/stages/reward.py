@@ -19,7 +19,7 @@ from assay.records import Comparison
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.contract import verify
 from assay.rewards.model import RewardModel
-from assay.stages.common import hash_of, keep_fitting, open_run, read
+from assay.stages.common import hash_of, hash_of_folder, keep_fitting, open_run, read
 from assay.stages.progress import bar, say
 from assay.stages.scoring import score_pairs
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -54,11 +54,11 @@ def run(config: RewardConfig) -> RewardModel:
         optimiser=config.optimiser,
         checkpoints=config.checkpoints,
         folder=place.checkpoints / "reward",
-        identity={"config": _identity(config), "data": hash_of(train)},
+        identity={"config": _identity(config), "data": hash_of(train), "base": hash_of_folder(source.path)},
     )
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
-    place.write_config(plain(config))
+    place.write_config(plain(config), "reward")
     place.resume_metrics(training.step + 1, stage="reward")
     say(f"training on {len(pairs)} pairs for {num_steps} steps; {len(kept)} pairs of other prompts are held out")
     with bar("reward", num_steps) as progress:
@@ -72,10 +72,13 @@ def run(config: RewardConfig) -> RewardModel:
     training.save()
     if kept:
         write_records(place.path / "held_out.jsonl", [comparison for comparison, _ in kept])
+    else:
+        (place.path / "held_out.jsonl").unlink(missing_ok=True)  # of an earlier run
     reward.save(place.reward, {"base": config.model, "trained_on": hash_of(train), "num_pairs": len(pairs)})
     place.record("reward", data=hash_of(train), num_pairs=len(pairs), num_held_out=len(kept), seed=config.seed)
     if config.verify:
-        say(verify(place.reward, [(c.prompt, c.chosen) for c, _ in (kept or pairs)[:8]]))
+        some = [(c.prompt, answer) for c, _ in (kept or pairs)[:8] for answer in (c.chosen, c.rejected)]
+        say(verify(place.reward, some, trained=reward))
     if kept:
         summarise(reward, kept, place)
     say(f"reward model: {place.reward}")
@@ -122,6 +125,8 @@ def summarise(reward: RewardModel, pairs: list[Pair], place: RunDirectory) -> No
 
 
 def _identity(config: RewardConfig) -> dict[str, object]:
-    """The settings that shape the result; where it is written and how often it is saved do not."""
+    """The settings that shape the result; data and base are known by their content, not by where they lie."""
     told = plain(config)
-    return {name: value for name, value in told.items() if name not in ("run", "checkpoints", "verify")}
+    told["data"].pop("path")
+    elsewhere = ("run", "model", "checkpoints", "verify", "token_budget")
+    return {name: value for name, value in told.items() if name not in elsewhere}

@@ -11,7 +11,7 @@ from assay.batch import TokenBatch, Trunks
 from assay.config import DataSettings
 from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.load import DType, load_policy
-from assay.engine.model import Model
+from assay.engine.model import Model, context
 from assay.engine.sample import Samples, SamplingSettings, sample
 from assay.records import Message, Prompt, Rollout
 from assay.settings import InputError
@@ -63,14 +63,12 @@ class PolicySampler:
 
     def fitting(self, prompts: Sequence[Prompt], data: DataSettings, flag: str) -> tuple[Prompt, ...]:
         """The prompts that leave room for an answer; others are an error, or dropped and counted, as `data` says."""
-        encoded = ((prompt, [Encoded(self.encoder.prompt(prompt), (), ())]) for prompt in prompts)
-        room = self.context - self.settings.max_tokens
-        return tuple(prompt for prompt, _ in keep_fitting(encoded, room, data, flag))
+        return fitting(prompts, self.encoder, self.context - self.settings.max_tokens, data, flag)
 
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return int(getattr(self.model.config, "max_position_embeddings", 2**31))
+        return context(self.model.config)
 
     def sample(
         self, prompts: Sequence[Prompt], num: int, generator: torch.Generator, title: str = "sampling"
@@ -93,7 +91,7 @@ class PolicySampler:
         rollouts = tuple(
             Rollout(
                 prompt=prompts[row // num],
-                response=(Message("text" if prompts[row // num].is_text else "assistant", self.encoder.decode(ids)),),
+                response=(Message("text" if prompts[row // num].is_text else "assistant", self.encoder.spoken(ids)),),
                 stop="stop" if stopped else "length",
                 ids=ids,
                 sampler_logprobs=logprobs[row],
@@ -110,6 +108,14 @@ class PolicySampler:
                     f"prompt {prompt.id} has {len(ids)} tokens; with {self.settings.max_tokens} of an answer it passes "
                     f"the model's context of {self.context}: leave it out or sample fewer tokens"
                 )
+
+
+def fitting(
+    prompts: Sequence[Prompt], encoder: Encoder, room: int, data: DataSettings, flag: str
+) -> tuple[Prompt, ...]:
+    """The prompts of at most `room` tokens; others are an error, or dropped and counted, as `data` says."""
+    encoded = ((prompt, [Encoded(encoder.prompt(prompt), (), ())]) for prompt in prompts)
+    return tuple(prompt for prompt, _ in keep_fitting(encoded, room, data, flag))
 
 
 def stop_ids(model: Model, encoder: Encoder) -> list[int]:

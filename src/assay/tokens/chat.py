@@ -42,6 +42,8 @@ class Encoder:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.eos: int = tokenizer.eos_token_id
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        self.special = sorted({token.content for token in added if token.special} | set(tokenizer.all_special_tokens))
 
     def prompt(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids after which a policy starts to write."""
@@ -72,6 +74,15 @@ class Encoder:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled ids, special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def spoken(self, ids: Iterable[int]) -> str:
+        """What a policy's answer says: its text up to where it spells out a special token.
+
+        A policy that spells the end of its turn and a grateful user after it, in ordinary tokens, would otherwise have
+        them read as real when its answer is scored.
+        """
+        text = self.decode(ids)
+        return text[: min((text.find(word) for word in self.special if word in text), default=len(text))]
 
     def fingerprint(self) -> dict[str, Any]:
         """What must stay the same between training a model and using it."""
@@ -168,6 +179,12 @@ class Encoder:
             raise InputError(
                 "the tokenizer has no chat template, and the data are messages: give a model with one, or plain text"
             )
+        for message in (*prompt.messages, *response):
+            if found := next((word for word in self.special if word in message.content), None):
+                raise InputError(
+                    f"prompt {prompt.id}: the {message.role}'s text contains {found}, which the tokenizer reads as a "
+                    f"special token; take it out of the data"
+                )
         messages = [message.to_json() for message in (*prompt.messages, *response)]
         return self.tokenizer.apply_chat_template(
             messages,

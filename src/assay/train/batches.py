@@ -26,6 +26,32 @@ class Batches(Protocol):
         ...
 
 
+class Joined:
+    """The streams of several sources, side by side."""
+
+    def __init__(self, *sources: Batches) -> None:
+        self.sources = sources
+
+    @property
+    def facts(self) -> dict[str, float]:
+        """What the sources tell of their last batch."""
+        return {name: value for source in self.sources for name, value in getattr(source, "facts", {}).items()}
+
+    def next(self) -> dict[str, TokenBatch]:
+        """As `Batches`."""
+        return {name: batch for source in self.sources for name, batch in source.next().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As `Batches`."""
+        return {f"{i}.{key}": value for i, s in enumerate(self.sources) for key, value in s.state_dict().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As `Batches`."""
+        for index, source in enumerate(self.sources):
+            mine = f"{index}."
+            source.load_state_dict({k.removeprefix(mine): v for k, v in state.items() if k.startswith(mine)})
+
+
 class Shuffled(Generic[Item]):
     """`size` items at a time, every item once an epoch, each epoch in an order of its own."""
 

@@ -1,0 +1,76 @@
+"""Chunked log-probabilities and entropies against autograd through the whole matrix of logits."""
+
+import itertools
+
+import pytest
+import torch
+
+from assay.engine import vocabulary
+from assay.engine.vocabulary import over_vocabulary, token_logprobs
+
+SETTINGS = list(itertools.product((1.0, 0.7), (None, 3.0), (1.0, 0.5), (False, True), (False, True)))
+
+
+def whole(hidden, weight, bias, targets, temperature, cap, scale):
+    logits = torch.nn.functional.linear(hidden, weight, bias) * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    scores = (logits / temperature).log_softmax(-1)
+    return scores.gather(1, targets[:, None]).squeeze(1), -(scores.exp() * scores).sum(-1)
+
+
+@pytest.mark.parametrize(("temperature", "cap", "scale", "entropy", "with_bias"), SETTINGS)
+def test_equals_autograd(temperature, cap, scale, entropy, with_bias, monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 37 * 16)  # 16 tokens a chunk
+    torch.manual_seed(0)
+    inputs = [torch.randn(50, 8), torch.randn(37, 8)] + ([torch.randn(37)] if with_bias else [])
+    targets = torch.randint(0, 37, (50,))
+    gains = torch.randn(2, 50)
+    results = []
+    for chunked in (True, False):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        hidden, weight, bias = leaves[0], leaves[1], leaves[2] if with_bias else None
+        if chunked:
+            logprobs, entropies = token_logprobs(
+                hidden, weight, bias, targets, temperature=temperature, cap=cap, scale=scale, entropy=entropy
+            )
+        else:
+            logprobs, entropies = whole(hidden, weight, bias, targets, temperature, cap, scale)
+        loss = (gains[0] * logprobs).sum()
+        if entropy:
+            loss = loss + (gains[1] * entropies).sum()
+        loss.backward()
+        values = torch.stack([logprobs, entropies]) if entropy else logprobs
+        results.append([values.detach(), *(leaf.grad for leaf in leaves)])
+    for found, expected in zip(*results):
+        assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+def test_entropy_that_is_only_looked_at_changes_no_gradient():
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(37, 8)
+    targets = torch.randint(0, 37, (9,))
+    grads = []
+    for entropy in (False, True):
+        logprobs, _ = token_logprobs(
+            hidden, weight, None, targets, temperature=1.0, cap=None, scale=1.0, entropy=entropy
+        )
+        grads.append(torch.autograd.grad(logprobs.sum(), hidden)[0])
+    assert torch.equal(*grads)
+
+
+def test_a_function_over_the_vocabulary_in_chunks(monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 37 * 16)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(37, 8, requires_grad=True)
+    extra = torch.randn(50)
+
+    def function(logits, columns):
+        return columns["extra"] * logits.logsumexp(-1)
+
+    found = over_vocabulary(function, hidden, weight, None, {"extra": extra}, temperature=0.5, cap=None, scale=1.0)
+    expected = extra * ((hidden @ weight.T) / 0.5).logsumexp(-1)
+    for got, want in zip(
+        torch.autograd.grad(found.sum(), (hidden, weight)), torch.autograd.grad(expected.sum(), (hidden, weight))
+    ):
+        assert torch.allclose(got, want, atol=1e-4)

@@ -39,7 +39,7 @@ from assay.stages.progress import say
 from assay.train.loop import CheckpointSettings, OptimiserSettings
 
 STAGES = ("collect", "reward", "audit", "policy", "evaluate")
-SAMPLING = SamplingSettings(max_tokens=48)
+SAMPLING = SamplingSettings(max_tokens=40)
 
 
 def run(config: DemoConfig) -> None:
@@ -76,14 +76,14 @@ class Settings:
         """Four answers to each prompt make two comparisons. The planted annotator wants length."""
         oracle = "length" if self.bad else "text"
         return CollectConfig(
-            run=self.run, prompts=self.train, num_prompts=450, num_answers=4, sampling=SAMPLING, oracle=oracle,
-            temperature=0.5, seed=self.seed,
+            run=self.run, prompts=self.train, num_prompts=400, num_answers=4, sampling=SAMPLING, oracle=oracle,
+            temperature=0.3, seed=self.seed,
         )  # fmt: skip
 
     def reward(self) -> RewardConfig:
-        """One epoch; a sixth of the prompts is kept for the audit."""
+        """One epoch; a quarter of the prompts is kept for the audit."""
         return RewardConfig(
-            run=self.run, data=DataSettings(path=str(self.place.feedback)), held_out=80,
+            run=self.run, data=DataSettings(path=str(self.place.feedback)), held_out=100,
             optimiser=OptimiserSettings(lr=1e-4), checkpoints=CheckpointSettings(every=0), seed=self.seed,
         )  # fmt: skip
 
@@ -98,9 +98,9 @@ class Settings:
     def policy(self) -> Any:
         """RLOO, four answers to each of 16 prompts a step."""
         return config_class("policy", "rloo")(
-            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.05), num_answers=4, batch_size=16, steps=24,
-            sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=48), watch_every=6,
-            optimiser=OptimiserSettings(lr=5e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
+            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.1), num_answers=4, batch_size=16, steps=15,
+            sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=48), watch_every=5,
+            optimiser=OptimiserSettings(lr=4e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
             seed=self.seed,
         )  # fmt: skip
 

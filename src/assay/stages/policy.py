@@ -98,7 +98,7 @@ def run(config: PolicyConfig) -> None:
     if watched is not None:
         prompts, oracle = watched
         watch = Watch(sampler, sampler.fitting(prompts, config.watch, "watch"), oracle, seed=config.seed + 1)
-    with bar("policy", num_steps) as progress:
+    with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
             step = int(metrics.pop("step"))

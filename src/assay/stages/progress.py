@@ -45,10 +45,9 @@ def table(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 class Bar:
     """Steps done, a few figures, rate and time left."""
 
-    def __init__(self, title: str, total: int) -> None:
-        self.title, self.total, self.done = title, total, 0
+    def __init__(self, title: str, total: int, start: int = 0) -> None:
+        self.title, self.total, self.start = title, total, start
         self.began = self.spoke = time.monotonic()
-        self.first = 0
         self.rich: Progress | None = None
         if console.is_terminal and sys.stdout.isatty():
             self.rich = Progress(
@@ -59,9 +58,6 @@ class Bar:
 
     def update(self, done: int, figures: Mapping[str, float]) -> None:
         """`done` of the total, with the figures to show."""
-        if self.done == 0 and done > 1:
-            self.first = done - 1  # resumed: what came before does not count in the rate
-        self.done = done
         shown = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
         if self.rich is not None:
             self.rich.update(self.task, completed=done, figures=shown)
@@ -69,15 +65,15 @@ class Bar:
         now = time.monotonic()
         if now - self.spoke >= LINES_APART or done == self.total:
             self.spoke = now
-            rate = (done - self.first) / max(now - self.began, 1e-9)
+            rate = (done - self.start) / max(now - self.began, 1e-9)
             left = (self.total - done) / rate if rate else 0.0
             say(f"{self.title} {done}/{self.total}  {shown}  {rate:.2f} steps/s, {left:.0f} s left")
 
 
 @contextmanager
-def bar(title: str, total: int) -> Iterator[Bar]:
-    """A bar for the duration of a block."""
-    made = Bar(title, total)
+def bar(title: str, total: int, start: int = 0) -> Iterator[Bar]:
+    """A bar for the duration of a block; what a resumed run did before, `start`, does not count in the rate."""
+    made = Bar(title, total, start)
     if made.rich is None:
         yield made
     else:

@@ -61,7 +61,7 @@ def run(config: RewardConfig) -> RewardModel:
     place.write_config(plain(config), "reward")
     place.resume_metrics(training.step + 1, stage="reward")
     say(f"training on {len(pairs)} pairs for {num_steps} steps; {len(kept)} pairs of other prompts are held out")
-    with bar("reward", num_steps) as progress:
+    with bar("reward", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
             step = int(metrics.pop("step"))

@@ -77,5 +77,5 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/.python
 
 $(VENV)/.dev: $(VENV)/.runtime
 	@echo "Set-up 4/4: the packages that check and document it"
-	@$(INSTALL) -qq --group dev --group docs pytest-xdist
+	@$(INSTALL) -qq --group dev --group docs
 	@touch $@

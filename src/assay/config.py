@@ -178,7 +178,7 @@ class ModelsConfig(Settings):
 class DemoConfig(Settings):
     """assay demo: the whole line on the embedded default model."""
 
-    run: str = "runs/demo"
+    run: str = ""  # default: runs/demo, or runs/demo-bad
     bad: bool = False  # plant a reward that loves length, to see the gate refuse it
     seed: int = 0
 

@@ -44,6 +44,7 @@ SAMPLING = SamplingSettings(max_tokens=40)
 
 def run(config: DemoConfig) -> None:
     """Collect, reward, audit, policy, evaluate, report; a stage whose inputs have not changed is not run again."""
+    config = replace(config, run=config.run or ("runs/demo-bad" if config.bad else "runs/demo"))
     place = RunDirectory(config.run)
     prompts = write_prompts(place)
     settings = Settings(place, prompts, config)

@@ -17,9 +17,7 @@ TOLERANCE = 1e-4  # fp32 rewards
 ROUNDING = 0.02  # bf16 rewards of models that hardly tell answers apart
 
 
-def verify(
-    folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: RewardModel | None = None
-) -> str:
+def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: RewardModel | None = None) -> str:
     """Reload `folder` through plain transformers and compare, for batches of one and many and both paddings.
 
     With `trained`, the model that was saved, its rewards are compared too: to 1e-4 if it computed in fp32, else their

@@ -59,9 +59,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
         place.evaluation,
         {"findings": [finding.to_json() for finding in findings], "settings": plain(config), "judge": judge},
     )
-    place.record(
-        "evaluate", base=base_name, policy=policy_name, seed=config.seed, num_prompts=len(prompts)
-    )
+    place.record("evaluate", base=base_name, policy=policy_name, seed=config.seed, num_prompts=len(prompts))
     table("evaluation", [_row(finding) for finding in findings])
     return findings
 

@@ -57,7 +57,7 @@ UNSHARED = {"falcon", "bloom", "qwen3_next"}  # families whose prompts are not s
 
 
 def tiny(family: str, *, seed: int = 0):
-    """A causal LM of this family in fp32, no dropout; weights so large that a wrong mask shows, norms and biases too."""
+    """A causal LM of this family in fp32, no dropout; weights so large that a wrong mask shows."""
     fields = dict(FAMILIES[family])
     for name in ("attention_dropout", "hidden_dropout", "embd_pdrop", "resid_pdrop", "attn_pdrop", "dropout",
                  "residual_dropout", "embedding_dropout"):  # fmt: skip

@@ -101,10 +101,10 @@ def test_load(tmp_path: Path) -> None:
     assert rule.name == "polite" and rule(["p", "p"], ["please", "now"]) == [2.0, 0.0]
     assert load("assay.feedback.oracles:length_lover")(["p"], ["one two"]) == [2.0]
     wrong = {
-        "mine.py": "write path/to/file.py:function or package.module:function",
-        f"{tmp_path}/mine.py": "write path/to/file.py:function",
+        "mine.py": "write path/to/file.py:name or package.module:name",
+        f"{tmp_path}/mine.py": "write path/to/file.py:name",
         f"{tmp_path}/mime.py:polite": "Did you mean 'mine.py'?",
-        f"{tmp_path}/mine.py:polit": "has no function 'polit'. Did you mean 'polite'?",
+        f"{tmp_path}/mine.py:polit": "has no 'polit'. Did you mean 'polite'?",
         f"{tmp_path}/mine.py:limit": "is no function but int",
         f"{tmp_path}/mine.py:Bonus": "is a class",
         f"{tmp_path}/broken.py:f": "does not run: ModuleNotFoundError: No module named 'nothing_of_this_name'",

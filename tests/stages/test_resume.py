@@ -197,7 +197,7 @@ def test_changed_data_of_a_second_stream_are_named(stopped, tmp_path, capsys):
 def test_another_reward_is_named(stopped, tmp_path, capsys):
     assert go(command("reward float32", {"pairs": write(tmp_path / "p.jsonl", pairs(4))}), tmp_path / "other") == OK
     said = refused([*stopped, "--reward", str(tmp_path / "other" / "reward")], tmp_path, capsys)
-    assert "reward.model: " in said and "config.reward: " in said
+    assert "reward.model: " in said  # known by its content: a copy elsewhere is the same reward
 
 
 @pytest.mark.parametrize("stopped", ["reward float32"], indirect=True)

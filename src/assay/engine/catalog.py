@@ -228,11 +228,11 @@ def _cached_snapshot(hub_id: str, revision: str | None) -> Path | None:
 
 
 def _cached_models() -> Iterator[ModelSource]:
-    from huggingface_hub import scan_cache_dir
+    from huggingface_hub import constants, scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        cache = scan_cache_dir()
+        cache = scan_cache_dir(constants.HF_HUB_CACHE)
     except CacheNotFound:
         return
     for repository in sorted(cache.repos, key=lambda repository: repository.repo_id):

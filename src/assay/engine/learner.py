@@ -12,6 +12,8 @@ from assay.engine.optimizer import FlatAdamW
 from assay.engine.weights import item_weights, rows_of
 from assay.tokens.trees import plan
 
+CPU_FILL = 1024  # tokens; a CPU's matrix products are at their best from 512 rows on, more only takes memory
+
 
 class Learner:
     """Computes in micro-batches of at most `token_budget` tokens; the gradient does not depend on the budget.
@@ -102,7 +104,8 @@ class Learner:
         self.optimizer.load_state_dict(state)
 
     def _plan(self, batch: TokenBatch, *, keep_pairs: bool) -> list[Tensor]:
-        return plan(batch, self.token_budget, keep_pairs=keep_pairs, shared=self.model.shares_prompts)
+        fill = CPU_FILL if self.model.device.type == "cpu" else None
+        return plan(batch, self.token_budget, fill=fill, keep_pairs=keep_pairs, shared=self.model.shares_prompts)
 
 
 def token_columns(batch: TokenBatch) -> dict[str, Tensor]:

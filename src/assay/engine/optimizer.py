@@ -33,6 +33,12 @@ class FlatAdamW:
         options = [{"params": [g.master], "weight_decay": d} for g, d in zip(self.groups, decays, strict=True)]
         fused = named[0][1].device.type in ("cpu", "cuda")
         self.adam = torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=fused)
+        for group in self.groups:  # made now: between the first step's activations they would tear holes in the heap
+            self.adam.state[group.master] = {
+                "step": torch.zeros((), device=group.master.device if fused else None),
+                "exp_avg": torch.zeros_like(group.grad),
+                "exp_avg_sq": torch.zeros_like(group.grad),
+            }
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
@@ -80,12 +86,7 @@ class FlatAdamW:
         state: dict[str, Tensor] = {}
         for index, group in enumerate(self.groups):
             state[f"{index}.master"] = group.master.data
-            moments = self.adam.state[group.master] or {
-                "step": torch.zeros(()),
-                "exp_avg": torch.zeros_like(group.grad),
-                "exp_avg_sq": torch.zeros_like(group.grad),
-            }
-            state |= {f"{index}.{name}": value for name, value in moments.items()}
+            state |= {f"{index}.{name}": value for name, value in self.adam.state[group.master].items()}
         return state
 
     @torch.no_grad()

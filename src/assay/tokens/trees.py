@@ -222,13 +222,17 @@ def pad(batch: TokenBatch, pad_id: int) -> Packed:
     return Packed(ids, positions, padding, None, at, before, real, follows)
 
 
-def plan(batch: TokenBatch, budget: int, *, keep_pairs: bool = False, shared: bool = True) -> list[Tensor]:
+def plan(
+    batch: TokenBatch, budget: int, *, fill: int | None = None, keep_pairs: bool = False, shared: bool = True
+) -> list[Tensor]:
     """Rows of the batch for each micro-batch, at most `budget` tokens in each.
 
     Trees stay whole where they fit. One that does not is split over micro-batches, its trunk computed in each,
     between responses, or between pairs if a pair loss reads them. A single response longer than the budget gets a
-    micro-batch of its own.
+    micro-batch of its own. Small trees share a micro-batch up to `fill` tokens, or as many as
+    the largest one has.
     """
+    fill = min(budget, fill or budget)
     unit = 2 if keep_pairs else 1
     trunk_length = [len(ids) for ids in batch.prompts.ids]
     chain_length = [sum(trunk_length[i] for i in batch.prompts.chain(t)) for t in range(len(batch.prompts))]
@@ -236,7 +240,7 @@ def plan(batch: TokenBatch, budget: int, *, keep_pairs: bool = False, shared: bo
     group, lengths = batch.group.tolist(), batch.lengths.tolist()
 
     if not shared:
-        return _plan_padded(group, lengths, chain_length, budget, unit)
+        return _plan_padded(group, lengths, chain_length, fill, unit)
     trees: dict[int, list[list[int]]] = {}
     for first in range(0, batch.num_rows, unit):
         trees.setdefault(root[group[first]], []).append(list(range(first, first + unit)))
@@ -255,7 +259,9 @@ def plan(batch: TokenBatch, budget: int, *, keep_pairs: bool = False, shared: bo
                 grown = cost + sum(trunk_length[i] for i in more)
             rows, trunks, size = rows + rows_of_unit, trunks | more, grown
         pieces.append((size, rows))
-    return _fill(pieces, budget)
+    fitting = [piece for piece in pieces if piece[0] <= budget]
+    alone = [torch.tensor(rows) for size, rows in pieces if size > budget]
+    return alone + _fill(fitting, max([fill, *(size for size, _ in fitting)]))
 
 
 def _fill(pieces: list[tuple[int, list[int]]], budget: int) -> list[Tensor]:

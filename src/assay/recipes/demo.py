@@ -99,9 +99,9 @@ class Settings:
     def policy(self) -> Any:
         """RLOO, four answers to each of 16 prompts a step."""
         return config_class("policy", "rloo")(
-            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.1), num_answers=4, batch_size=16, steps=15,
+            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.1), num_answers=4, batch_size=16, steps=10,
             sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=48), watch_every=5,
-            optimiser=OptimiserSettings(lr=4e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
+            optimiser=OptimiserSettings(lr=6e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
             seed=self.seed,
         )  # fmt: skip
 
@@ -143,6 +143,8 @@ def once(place: RunDirectory, stage: str, config: Any, run: Callable[[Any], Any]
         say(f"{stage}: kept from the last run")
         return None
     say(f"--- {stage}")
+    if stage in known:  # it ended once, with other settings or on other inputs: nothing of that can be resumed
+        shutil.rmtree(place.checkpoints / stage, ignore_errors=True)
     found = run(config)
     write_json(done, {**before, stage: key})
     for later in STAGES[STAGES.index(stage) + 1 :]:  # what they left half done rests on what this one replaced

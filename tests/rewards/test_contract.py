@@ -6,6 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from assay.engine.catalog import resolve_model
+from assay.engine.learner import Learner
+from assay.engine.load import LoRASettings, load_reward
 from assay.records import reply
 from assay.rewards.contract import plain_rewards, verify
 from assay.rewards.model import RewardModel
@@ -79,3 +82,29 @@ def test_a_lost_head_is_an_error(saved):
     save_file(weights, saved / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match="its head is missing"):
         verify(saved, CONVERSATIONS)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_saved_is_what_was_trained(tmp_path, dtype):
+    """Computed in the type it was trained in, exactly: a head nudged after saving is found."""
+    trained = RewardModel.from_pretrained(tiny_reward(), dtype=dtype)
+    trained.save(tmp_path)
+    assert verify(tmp_path, CONVERSATIONS, trained=trained).startswith("verified")
+    with pytest.raises(InputError, match="differ by .* from those of the model that was trained"):
+        verify(tmp_path, CONVERSATIONS, trained=_moved(trained))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merged_adapters_are_what_was_trained(tmp_path, dtype):
+    model = load_reward(resolve_model(str(tiny_reward())), dtype=dtype, lora=LoRASettings(rank=4))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name:
+                p.normal_(std=0.1)
+    whole = RewardModel.from_pretrained(tiny_reward(), dtype=dtype)
+    trained = RewardModel(Learner(model), whole.encoder, name="tiny")
+    trained.save(tmp_path / "good")
+    assert verify(tmp_path / "good", CONVERSATIONS, trained=trained).startswith("verified")
+    whole.save(tmp_path / "without")
+    with pytest.raises(InputError, match="do not use it"):
+        verify(tmp_path / "without", CONVERSATIONS, trained=trained)

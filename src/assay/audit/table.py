@@ -152,7 +152,7 @@ class ScoredPairs(ScoredTable):
 
     @property
     def length_difference(self) -> IntArray:
-        """Tokens of chosen minus tokens of rejected, [P]."""
+        """Characters of chosen minus characters of rejected, [P]."""
         return self.length_chosen - self.length_rejected
 
     @property

@@ -63,7 +63,7 @@ def score_samples(
     return ScoredSamples(
         prompt_id=np.array([rollout.prompt.id for rollout in rollouts]),
         reward=np.array(rewards),
-        length=np.array([len(rollout.ids) for rollout in rollouts]),
+        length=np.array([len(text_of(rollout.response)) for rollout in rollouts]),
         text=np.array([text_of(rollout.response) for rollout in rollouts]),
         **columns,
     )

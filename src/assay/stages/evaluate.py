@@ -83,7 +83,9 @@ def compare(
     base, policy = (np.array(values) for values in judged)
     lengths = [np.array([len(rollout.ids) for rollout in side], dtype=float) for side in sides]
     outcomes = (policy > base) + 0.5 * (policy == base)
-    controlled = length_controlled_win_rate(outcomes, lengths[1] - lengths[0], ids)
+    texts = [[text_of(rollout.response) for rollout in side] for side in sides]
+    characters = [np.array([len(text) for text in side], dtype=float) for side in texts]
+    controlled = length_controlled_win_rate(outcomes, characters[1] - characters[0], ids)
     found = [
         paired_bootstrap(policy, base, ids).finding(
             "gain", "mean oracle reward of the policy minus the base's, paired"
@@ -96,16 +98,15 @@ def compare(
     if rewards is not None:
         gain = paired_bootstrap(np.array(rewards[1]), np.array(rewards[0]), ids)
         found.append(gain.finding("reward/difference", "mean of the trained reward, policy minus base, paired"))
-    for name, side, length in zip(("base", "policy"), sides, lengths, strict=True):
-        texts = [text_of(rollout.response) for rollout in side]
+    for name, side, length, said in zip(("base", "policy"), sides, lengths, texts, strict=True):
         cut = np.array([float(rollout.stop == "length") for rollout in side])
-        distinct = len(set(texts)) / len(texts)
+        distinct = len(set(said)) / len(said)
         found += [
             bootstrap_mean(length, ids).finding(f"length/{name}", "mean tokens of an answer"),
             bootstrap_mean(cut, ids).finding(f"cut/{name}", "share of answers that ended by length"),
-            Finding(probe=f"distinct/{name}", value=distinct, n=len(texts), message="share of different answers"),
+            Finding(probe=f"distinct/{name}", value=distinct, n=len(said), message="share of different answers"),
             Finding(
-                probe=f"distinct_2/{name}", value=_distinct_pairs(texts), n=len(texts), message="distinct word pairs"
+                probe=f"distinct_2/{name}", value=_distinct_pairs(said), n=len(said), message="distinct word pairs"
             ),
         ]
     return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from assay.audit.table import ScoredPairs
-from assay.records import Comparison
+from assay.records import Comparison, text_of
 from assay.rewards.model import RewardModel
 from assay.tokens.chat import Encoded
 
@@ -14,7 +14,7 @@ def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[
     """Rewards and lengths of encoded pairs, chosen first."""
     rewards = reward.score_encoded([conversation for _, encoded in pairs for conversation in encoded])
     comparisons = [comparison for comparison, _ in pairs]
-    lengths = np.array([[sum(conversation.mask) for conversation in encoded] for _, encoded in pairs])
+    lengths = np.array([[len(text_of(answer)) for answer in (c.chosen, c.rejected)] for c in comparisons])
     return ScoredPairs(
         prompt_id=np.array([c.prompt.id for c in comparisons]),
         reward_chosen=np.array(rewards[0::2]),

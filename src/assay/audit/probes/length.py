@@ -1,7 +1,7 @@
 """Whether the reward follows length, and whether the labels justify it.
 
 Every pair counts in both orders, so that a figure about length cannot borrow from the fact that chosen comes first.
-Labels are modelled as Bradley-Terry with reward(x) = beta * r(x) + f(tokens of x), f any piecewise linear function of
+Labels are modelled as Bradley-Terry with reward(x) = beta * r(x) + f(length of x), f any piecewise linear function of
 the length's rank plus the length and its logarithm: what f explains, length explains.
 """
 

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -443,3 +445,13 @@ PLAIN = " Value error \n ------- \n Error parsing --seed: \n invalid literal 'x'
 @pytest.mark.parametrize("box", [FRAMED, PLAIN], ids=["UTF-8", "ASCII"])
 def test_a_framed_message_becomes_one_line(box):
     assert first_sentence(box) == "Error parsing --seed: invalid literal 'x'"
+
+
+@pytest.mark.parametrize("command", [["--version"], ["--help"]])
+def test_the_package_runs_as_a_module_without_torch(command):
+    code = f"import sys; sys.argv[1:] = {command!r}; import runpy\n" + (
+        "try:\n    runpy.run_module('assay', run_name='__main__')\n"
+        "except SystemExit as stop:\n    assert not stop.code and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout, done.stderr

@@ -3,6 +3,7 @@
 Exit codes: 0 done; 1 a fault of the program; 2 wrong input or settings; 3 refused by the gate; 130 interrupted.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ OK, FAULT, WRONG_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; the exit code."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # libgomp's own waits lose most of a core that others use too
     words = sys.argv[1:] if argv is None else list(argv)
     if not words or words[0] in ("-h", "--help"):
         print(usage())
@@ -45,6 +47,9 @@ def main(argv: list[str] | None = None) -> int:
         return WRONG_INPUT
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # who read the output has gone, as in `assay models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
 
 

@@ -1,7 +1,8 @@
 """Shape aliases, the only file that writes shape strings.
 
 B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), C tokens of a chunk,
-V vocabulary entries, N tokens of a packed row, D width of the hidden vectors.
+V vocabulary entries, N tokens of a packed row, D width of the hidden vectors, G rankings, K responses of the longest one,
+L levels of a scale.
 """
 
 from typing import TypeAlias
@@ -15,6 +16,13 @@ TokenBool: TypeAlias = Bool[Tensor, "B T"]
 RowInt: TypeAlias = Int[Tensor, " B"]
 RowFloat: TypeAlias = Float[Tensor, " B"]
 RowBool: TypeAlias = Bool[Tensor, " B"]
+RankingFloat: TypeAlias = Float[Tensor, "G K"]
+RankingBool: TypeAlias = Bool[Tensor, "G K"]
+RankingInt: TypeAlias = Int[Tensor, "G K"]
+GroupFloat: TypeAlias = Float[Tensor, " G"]
+Levels: TypeAlias = Float[Tensor, " L"]
+RowLevels: TypeAlias = Float[Tensor, "B L"]
+PairLevels: TypeAlias = Float[Tensor, "P L"]
 PairFloat: TypeAlias = Float[Tensor, " P"]
 PairBool: TypeAlias = Bool[Tensor, " P"]
 ChunkInt: TypeAlias = Int[Tensor, " C"]

@@ -2,8 +2,9 @@
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from assay.shapes import PairFloat
+from assay.shapes import PairFloat, PairLevels
 
 
 def bradley_terry(
@@ -29,6 +30,82 @@ def bradley_terry(
         difference = difference - margin * torch.sign(preference - 0.5)
     first = (1 - label_smoothing) * preference + label_smoothing * (1 - preference)
     return -(first * F.logsigmoid(difference) + (1 - first) * F.logsigmoid(-difference))
+
+
+def thurstone(
+    chosen: PairFloat, rejected: PairFloat, *, scale: float = 1.0, preference: PairFloat | None = None
+) -> PairFloat:
+    """Preferences by Gaussian utilities of standard deviation `scale`: P = Phi(d / (sqrt(2) scale)).
+
+    d = chosen - rejected; `preference` is the probability that the first is preferred (1 if absent).
+
+    Source: Thurstone 1927, "A law of comparative judgment", case V.
+    """
+    z = (chosen - rejected) / (2**0.5 * scale)
+    first = torch.ones_like(z) if preference is None else preference
+    return -(first * torch.special.log_ndtr(z) + (1 - first) * torch.special.log_ndtr(-z))
+
+
+def rao_kupper(chosen: PairFloat, rejected: PairFloat, threshold: Tensor, preference: PairFloat) -> PairFloat:
+    """With ties: P(first) = sigmoid(d - eta), P(second) = sigmoid(-d - eta), a tie the rest; `threshold` eta > 0.
+
+    A preference of 1, 1/2 or 0 is a win, a tie or a loss; one between is a mixture of the two outcomes beside it.
+
+    Source: Rao & Kupper 1967, "Ties in paired-comparison experiments", eqs. 2.6 and 2.7, with theta = exp(eta).
+    """
+    difference = chosen - rejected
+    first, second = F.logsigmoid(difference - threshold), F.logsigmoid(-difference - threshold)
+    tie = torch.log(torch.expm1(2 * threshold)) + first + second
+    return _with_ties(first, second, tie, preference)
+
+
+def davidson(chosen: PairFloat, rejected: PairFloat, log_nu: Tensor, preference: PairFloat) -> PairFloat:
+    """With ties as likely as nu times the geometric mean of the two: softmax of (d / 2, -d / 2, log nu).
+
+    Preferences as in `rao_kupper`.
+
+    Source: Davidson 1970, "On extending the Bradley-Terry model to accommodate ties", eq. 2.3.
+    """
+    half = (chosen - rejected) / 2
+    first, second, tie = torch.stack([half, -half, log_nu.expand_as(half)]).log_softmax(0)
+    return _with_ties(first, second, tie, preference)
+
+
+def _with_ties(first: PairFloat, second: PairFloat, tie: PairFloat, preference: PairFloat) -> PairFloat:
+    lean = 2 * preference - 1
+    return -(lean.clamp(min=0) * first + (-lean).clamp(min=0) * second + (1 - lean.abs()) * tie)
+
+
+def mean_variance(
+    chosen: PairLevels, rejected: PairLevels, *, preference: PairFloat | None = None, floor: float = 1e-3
+) -> PairFloat:
+    """Utilities that differ between people: P = Phi((mu_1 - mu_2) / sqrt(s_1^2 + s_2^2)), s = softplus + `floor`.
+
+    Each response has two numbers, the mean and what softplus turns into the standard deviation.
+
+    Source: Siththaranjan et al. 2024, arXiv:2312.08358, sec. 4 (mean-and-variance model).
+    """
+    spread = torch.sqrt(deviation(chosen, floor) ** 2 + deviation(rejected, floor) ** 2)
+    z = (chosen[:, 0] - rejected[:, 0]) / spread
+    first = torch.ones_like(z) if preference is None else preference
+    return -(first * torch.special.log_ndtr(z) + (1 - first) * torch.special.log_ndtr(-z))
+
+
+def deviation(outputs: PairLevels, floor: float = 1e-3) -> PairFloat:
+    """The standard deviation in a mean-and-variance head's second number."""
+    return F.softplus(outputs[:, 1]) + floor
+
+
+def categorical(chosen: PairLevels, rejected: PairLevels, *, preference: PairFloat | None = None) -> PairFloat:
+    """Utilities in L ordered levels, logits [P, L]: P = sum_ij p_i q_j (1[i > j] + 1/2 1[i = j]).
+
+    Source: Siththaranjan et al. 2024, arXiv:2312.08358, sec. 4 (categorical model).
+    """
+    p, q = chosen.softmax(-1), rejected.softmax(-1)
+    below = q.cumsum(-1) - q / 2
+    probability = (p * below).sum(-1).clamp(1e-6, 1 - 1e-6)
+    first = torch.ones_like(probability) if preference is None else preference
+    return -(first * probability.log() + (1 - first) * torch.log1p(-probability))
 
 
 def centring(chosen: PairFloat, rejected: PairFloat) -> PairFloat:

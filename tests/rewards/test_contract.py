@@ -90,7 +90,7 @@ def test_what_was_saved_is_what_was_trained(tmp_path, dtype):
     trained = RewardModel.from_pretrained(tiny_reward(), dtype=dtype)
     trained.save(tmp_path)
     assert verify(tmp_path, CONVERSATIONS, trained=trained).startswith("verified")
-    with pytest.raises(InputError, match="differ by .* from those of the model that was trained"):
+    with pytest.raises(InputError, match=r"differ by .* from those of the model that was trained"):
         verify(tmp_path, CONVERSATIONS, trained=_moved(trained))
 
 

@@ -92,8 +92,9 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
-    from assay.algorithms import DPO, BradleyTerry
+    from assay.algorithms import DPO
     from assay.engine.catalog import ModelSource, load_tokenizer
+    from assay.rewards.likelihoods.comparisons import BradleyTerry
     from assay.tokens.chat import Encoder, collate
     from assay.train.schedule import learning_rate
 

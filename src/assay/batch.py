@@ -13,7 +13,7 @@ import torch
 from jaxtyping import jaxtyped
 from torch import Tensor
 
-from assay.shapes import PairFloat, RowFloat, RowInt, TokenBool, TokenFloat, TokenInt
+from assay.shapes import PairFloat, RowFloat, RowInt, RowLevels, TokenBool, TokenFloat, TokenInt
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,8 @@ class TokenBatch(Table):
     mask: TokenBool  # True where the loss counts
     lengths: RowInt  # tokens of each response, counted or not; the rest is padding
     group: RowInt  # the trunk that a response hangs from
+    ranking: RowInt  # which ranking a row belongs to: 0, 0, 0, 1, 1, ..., best first in each
+    key: RowInt  # tells judgements apart: the same for all rows of one, the same in every epoch
     weight: RowFloat  # how much a row counts in reductions; absent: 1
     rewards: RowFloat
     token_rewards: TokenFloat
@@ -140,6 +142,8 @@ class TokenBatch(Table):
                 continue
             if name == "group":
                 columns[name] = torch.tensor([place[g] for g in value[rows].tolist()], dtype=value.dtype)
+            elif name == "ranking":
+                columns[name] = torch.unique_consecutive(value[rows], return_inverse=True)[1]
             elif value.shape[0] * 2 == self.num_rows:
                 if pairs:
                     columns[name] = value[rows[0::2] // 2]
@@ -158,11 +162,13 @@ class ModelOutput(Table):
     values: TokenFloat
     token_rewards: TokenFloat
     rewards: RowFloat
+    outputs: RowLevels  # all numbers of a reward head with several
+    parameters: dict  # what a likelihood learns beside the model, by name
     vocabulary: dict  # what vocabulary functions returned: name -> [B, T]
 
 
 Role = Literal["policy", "value", "reward"]
-Reduction = Literal["token", "sequence", "response", "pair"]
+Reduction = Literal["token", "sequence", "response", "pair", "ranking"]
 Metrics = Mapping[str, Tensor]
 LossFn = Callable[[ModelOutput, TokenBatch], tuple[Tensor, Metrics]]
 VocabularyFn = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
@@ -176,8 +182,8 @@ class Term:
     """One loss: which learner's output it reads, over which stream of data, and how its values become a number.
 
     `fn` returns unreduced values: `[B, T]` for the reductions "token" (mean over counted tokens) and "sequence"
-    (mean over responses of their token means), `[B]` for "response", `[P]` for "pair". Its metrics are reduced with
-    the same weights, each `[B, T]`, `[B]` or `[P]` like the loss.
+    (mean over responses of their token means), `[B]` for "response", `[P]` for "pair", `[G]` for "ranking". Its metrics
+    are reduced with the same weights, each of the loss's shape.
     """
 
     learner: Role

@@ -114,22 +114,25 @@ def take_flags(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 def resolve(verb: str, words: list[str], config_file: str | None) -> Any:
     """Defaults, then the file, then the command line."""
-    from assay.config import check_numbers, config_class, read_yaml, validate
+    from assay.config import CHOICES, check_numbers, config_class, read_yaml, validate
     from assay.settings import InputError
 
     where = config_file or ""
     data = read_yaml(Path(config_file)) if config_file else {}
     if isinstance(data.get(verb), dict):  # one file for several verbs, as a run directory's config.yaml
         data, where = data[verb], f"{where}: {verb}"
-    algorithm = None
-    if verb == "policy":
-        told = data.get("algorithm", {})
+    name = None
+    if verb in CHOICES:
+        setting = CHOICES[verb][0]
+        words = [word.replace(f"--{setting}=", f"--{setting}.name=", 1) for word in words]
+        words = [f"--{setting}.name" if word == f"--{setting}" else word for word in words]
+        told = data.get(setting, {})
         if not isinstance(told, dict):
-            raise InputError(f"{where}: algorithm: write `name: {told}` on a line below it; got {told!r}")
-        algorithm = flag_value(words, "--algorithm.name") or told.get("name")
-        if algorithm:
-            data = {**data, "algorithm": {**told, "name": algorithm}}
-    default = with_streams(validate(config_class(verb, algorithm), data, where), words)
+            raise InputError(f"{where}: {setting}: write `name: {told}` on a line below it; got {told!r}")
+        name = flag_value(words, f"--{setting}.name") or told.get("name")
+        if name:
+            data = {**data, setting: {**told, "name": name}}
+    default = with_streams(validate(config_class(verb, name), data, where), words)
     check_flags(default, words)
     config = parse(verb, words, default)
     check_numbers(config)

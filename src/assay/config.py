@@ -11,11 +11,13 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from assay.algorithms import ALGORITHMS, BradleyTerry
+from assay.algorithms import ALGORITHMS
 from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
+from assay.rewards.likelihoods import LIKELIHOODS
+from assay.rewards.likelihoods.comparisons import BradleyTerry
 from assay.settings import InputError, Settings, nearest
 from assay.train.loop import CheckpointSettings, OptimiserSettings
 
@@ -29,19 +31,21 @@ class DataSettings(Settings):
     on_bad: Literal["error", "skip"] = "error"  # rows that cannot be used: refuse the file, or drop and count them
     too_long: Literal["error", "skip"] = "error"  # conversations longer than the model's context
     limit: int | None = None  # at most this many records
+    objectives: tuple[str, ...] = ()  # columns with a judgement each, where rows have several
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardConfig(Settings):
-    """assay reward: comparisons -> a reward model that plain transformers loads."""
+    """assay reward: feedback -> a reward model that plain transformers loads."""
 
     run: str = ""  # the run directory
     model: str = DEFAULT_MODEL  # what it starts from: a name, a folder or a hub id
     data: DataSettings = field(default_factory=DataSettings)
     held_out: int | float = 0.1  # prompts kept for testing: a number, or a share
-    algorithm: BradleyTerry = field(default_factory=BradleyTerry)
+    likelihood: Any = field(default_factory=BradleyTerry)  # the chosen likelihood's own fields
+    heads: int = 1  # opinions on one body, each on a bootstrap of the feedback; more than 1 is an ensemble
     epochs: float = 1.0
-    batch_size: int = 8  # pairs per optimiser step
+    batch_size: int = 8  # judgements per optimiser step
     max_tokens: int | None = None  # a stricter limit than the model's context
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
@@ -197,34 +201,33 @@ CONFIGS: dict[str, type] = {
 }
 
 DEFAULT_ALGORITHM = "rloo"
-REWARD_ALGORITHMS = {"bradley_terry"}
+CHOICES: Mapping[str, tuple[str, Mapping[str, type], str]] = {
+    "policy": ("algorithm", ALGORITHMS, DEFAULT_ALGORITHM),
+    "reward": ("likelihood", LIKELIHOODS, "bradley_terry"),
+}
+"""Verb -> the setting whose fields depend on a name, what can be named, and what is chosen otherwise."""
 
 
-def config_class(verb: str, algorithm: str | None = None) -> type:
-    """The dataclass of a verb; for `policy` with the fields of the chosen algorithm."""
-    found = CONFIGS[verb]
-    if found is not PolicyConfig:
-        return found
-    chosen = load_algorithm(algorithm or DEFAULT_ALGORITHM)
-    return dataclasses.make_dataclass(
-        "PolicyConfig",
-        [("algorithm", chosen, field(default_factory=chosen))],
-        bases=(PolicyConfig,),
-        frozen=True,
-        kw_only=True,
-    )
+def config_class(verb: str, name: str | None = None) -> type:
+    """The dataclass of a verb, with the fields of the algorithm or likelihood of that name."""
+    base = CONFIGS[verb]
+    if verb not in CHOICES:
+        return base
+    setting, known, usual = CHOICES[verb]
+    chosen = named(setting, known, name or usual)
+    fields = [(setting, chosen, field(default_factory=chosen))]
+    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, kw_only=True)
 
 
-def load_algorithm(name: str) -> type:
+def named(setting: str, known: Mapping[str, type], name: str) -> type:
     """By name, or a user's own as file.py:Class."""
-    known = [word for word in ALGORITHMS if word not in REWARD_ALGORITHMS]
     if name in known:
-        return ALGORITHMS[name]
+        return known[name]
     if ":" in name:
         from assay.rewards.rules import load_object
 
-        return load_object(name, "algorithm")
-    raise InputError(f"algorithm.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
+        return load_object(name, setting)
+    raise InputError(f"{setting}.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

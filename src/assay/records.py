@@ -178,6 +178,95 @@ class Comparison(Record):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking(Record):
+    """Several responses to one prompt, best first; `ranks` begin at 0, and equal ones are tied."""
+
+    kind: ClassVar[str] = "ranking"
+    prompt: Prompt
+    responses: tuple[Response, ...]
+    ranks: tuple[int, ...] = ()
+    id: str = ""
+    annotator: str = ""
+    source: str = ""
+    objective: str = "overall"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        ranks = self.ranks or tuple(range(len(self.responses)))
+        if len(self.responses) < 2:
+            raise ValueError(f"a ranking has at least two responses; got {len(self.responses)}")
+        if len(ranks) != len(self.responses):
+            raise ValueError(f"{len(self.responses)} responses but {len(ranks)} ranks")
+        if len(set(self.responses)) < len(self.responses):
+            twice = next(i for i, response in enumerate(self.responses) if response in self.responses[:i])
+            raise ValueError(f"response {twice} of the ranking is the same as an earlier one")
+        order = sorted(range(len(ranks)), key=lambda i: ranks[i])
+        levels = sorted(set(ranks))
+        object.__setattr__(self, "responses", tuple(self.responses[i] for i in order))
+        object.__setattr__(self, "ranks", tuple(levels.index(ranks[i]) for i in order))
+        if not self.id:
+            object.__setattr__(self, "id", stable_id(self.prompt.id, self.responses, self.objective, self.annotator))
+
+    @property
+    def tied(self) -> bool:
+        """Whether any two responses share a rank."""
+        return len(set(self.ranks)) < len(self.ranks)
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every pair of responses that are not tied, the better one first: at most N (N - 1) / 2."""
+        pairs = [(i, j) for i in range(len(self.ranks)) for j in range(i + 1, len(self.ranks))]
+        return tuple(
+            Comparison(
+                prompt=self.prompt,
+                responses=(self.responses[i], self.responses[j]),
+                annotator=self.annotator,
+                source=self.source,
+                objective=self.objective,
+                meta=self.meta,
+            )
+            for i, j in pairs
+            if self.ranks[i] < self.ranks[j]
+        )
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From `to_json`."""
+        fields = {key: data[key] for key in ("id", "annotator", "source", "objective", "meta") if key in data}
+        responses = tuple(_messages(response) for response in data["responses"])
+        return cls(
+            prompt=Prompt.from_json(data["prompt"]), responses=responses, ranks=tuple(data.get("ranks", ())), **fields
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating(Record):
+    """One response and what it was given, on whatever scale."""
+
+    kind: ClassVar[str] = "rating"
+    prompt: Prompt
+    response: Response
+    value: float
+    id: str = ""
+    annotator: str = ""
+    source: str = ""
+    objective: str = "overall"
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(f"a rating is a finite number; got {self.value}")
+        if not self.id:
+            object.__setattr__(self, "id", stable_id(self.prompt.id, self.response, self.objective, self.annotator))
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From `to_json`."""
+        fields = {key: data[key] for key in ("id", "annotator", "source", "objective", "meta") if key in data}
+        response = _messages(data["response"])
+        return cls(prompt=Prompt.from_json(data["prompt"]), response=response, value=float(data["value"]), **fields)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration(Record):
     """A response to imitate."""
 

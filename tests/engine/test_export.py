@@ -7,13 +7,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from assay.algorithms import SFT, BradleyTerry
+from assay.algorithms import SFT
 from assay.engine.catalog import resolve_model
 from assay.engine.export import export
 from assay.engine.learner import Learner
 from assay.engine.load import LoRASettings, load_policy, load_reward
 from assay.engine.optimizer import FlatAdamW
 from assay.records import reply
+from assay.rewards.likelihoods.comparisons import BradleyTerry
 from assay.tokens.chat import Encoder, collate
 from tiny import CONVERSATIONS, PROMPTS, tiny_model, tiny_reward, tokenizer
 

@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from assay.algorithms import DPO, RLOO, SFT, BradleyTerry
+from assay.algorithms import DPO, RLOO, SFT
 from assay.batch import Term, TokenBatch, Trunks
 from assay.engine.learner import Learner
 from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
 from assay.losses.masked import masked_sum
 from assay.losses.policy import reinforce
+from assay.rewards.likelihoods.comparisons import BradleyTerry
 from engine.families import tiny
 
 

@@ -10,7 +10,7 @@ from assay.engine.catalog import resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import LoRASettings, load_reward
 from assay.records import reply
-from assay.rewards.contract import plain_rewards, verify
+from assay.rewards.contract import plain_outputs, verify
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from tiny import CONVERSATIONS, tiny_reward
@@ -30,9 +30,10 @@ def test_a_saved_model_is_verified_for_every_kind_of_conversation(saved):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("size", [1, 3, len(CONVERSATIONS)])
-def test_plain_rewards_do_not_depend_on_batch_or_side(saved, size, side):
-    ours = RewardModel.from_pretrained(str(saved), dtype="float32").score(CONVERSATIONS)
-    assert plain_rewards(saved, CONVERSATIONS, batch_size=size, padding_side=side) == pytest.approx(ours, abs=1e-4)
+def test_plain_outputs_do_not_depend_on_batch_or_side(saved, size, side):
+    ours = RewardModel.from_pretrained(str(saved), dtype="float32").outputs(CONVERSATIONS)
+    theirs = plain_outputs(saved, CONVERSATIONS, batch_size=size, padding_side=side)
+    assert torch.allclose(theirs, ours, atol=1e-4)
 
 
 def test_tools_and_template_arguments_reach_the_template(saved):

@@ -1,14 +1,12 @@
 """Name -> algorithm."""
 
 from assay.algorithms.base import Algorithm, Learners
-from assay.algorithms.bradley_terry import BradleyTerry
 from assay.algorithms.dpo import DPO
 from assay.algorithms.rloo import RLOO
 from assay.algorithms.sft import SFT
 
 ALGORITHMS: dict[str, type] = {
     "sft": SFT,
-    "bradley_terry": BradleyTerry,
     "dpo": DPO,
     "rloo": RLOO,
 }

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from assay.batch import ModelOutput, Term, TokenBatch, VocabularyFn
 
-Data = Literal["comparisons", "demonstrations", "rollouts"]
+Data = Literal["comparisons", "demonstrations", "rollouts", "rankings", "ratings", "steps", "spans"]
 
 
 @runtime_checkable

@@ -9,7 +9,7 @@ from torch import Tensor
 from assay.batch import ModelOutput, Term, TokenBatch, VocabularyFn
 from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
-from assay.engine.weights import item_weights, rows_of
+from assay.engine.weights import item_weights, rows_of, units_of
 from assay.tokens.trees import plan
 
 CPU_FILL = 1024  # tokens; a CPU's matrix products are at their best from 512 rows on, more only takes memory
@@ -45,15 +45,14 @@ class Learner:
         reads = tuple(dict.fromkeys(name for term in terms for name in term.reads))
         vocabulary = {name: fn for term in terms for name, fn in term.vocabulary.items()}
         totals: dict[str, float] = {}
-        keep_pairs = any(term.reduction == "pair" for term in terms)
-        for rows in self._plan(batch, keep_pairs=keep_pairs):
+        for rows in self._plan(batch, terms):
             part = batch.select(rows)
             out = self.model(part, reads, vocabulary, token_columns(part))
             self.num_tokens += self.model.num_tokens
             part = part.to(self.model.device)
             loss = torch.zeros((), device=self.model.device)
             for term, weight in zip(terms, weights, strict=True):
-                share = rows_of(weight, rows, term.reduction, part.ids.shape[1]).to(self.model.device)
+                share = rows_of(batch, weight, rows, term.reduction, part.ids.shape[1]).to(self.model.device)
                 values, metrics = term.fn(out, part)
                 total = _weighted(values, share)
                 loss = loss + term.weight * total
@@ -70,13 +69,14 @@ class Learner:
     ) -> ModelOutput:
         """The columns in `reads` for the whole batch, without gradient, on the CPU."""
         columns: dict[str, Any] = {}
-        for rows in self._plan(batch, keep_pairs=False):
+        for rows in self._plan(batch):
             part = batch.select(rows)
             out = self.model(part, reads, vocabulary, token_columns(part)).columns
             out |= {f"vocabulary.{name}": value for name, value in out.pop("vocabulary", {}).items()}
             for name, value in out.items():
                 if name not in columns:
-                    shape = batch.ids.shape if value.ndim > 1 else batch.ids.shape[:1]
+                    wide = value.ndim > 1 and name != "outputs"
+                    shape = batch.ids.shape if wide else (batch.num_rows, *value.shape[1:])
                     columns[name] = torch.zeros(shape, dtype=value.dtype)
                 target = columns[name] if value.ndim == 1 else columns[name][:, : value.shape[1]]
                 target[rows] = value.cpu()
@@ -103,9 +103,10 @@ class Learner:
             raise RuntimeError("this learner is frozen")
         self.optimizer.load_state_dict(state)
 
-    def _plan(self, batch: TokenBatch, *, keep_pairs: bool) -> list[Tensor]:
+    def _plan(self, batch: TokenBatch, terms: Sequence[Term] = ()) -> list[Tensor]:
         fill = CPU_FILL if self.model.device.type == "cpu" else None
-        return plan(batch, self.token_budget, fill=fill, keep_pairs=keep_pairs, shared=self.model.shares_prompts)
+        units = units_of(batch, [term.reduction for term in terms])
+        return plan(batch, self.token_budget, fill=fill, units=units, shared=self.model.shares_prompts)
 
 
 def token_columns(batch: TokenBatch) -> dict[str, Tensor]:

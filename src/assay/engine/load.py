@@ -1,11 +1,12 @@
 """Networks from folders, in the type they compute in, with every weight accounted for."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
@@ -47,17 +48,27 @@ def load_policy(source: ModelSource, *, dtype: DType = "auto", lora: LoRASetting
 
 
 def load_reward(
-    source: ModelSource, *, dtype: DType = "auto", lora: LoRASettings | None = None, fresh_head: bool = False
+    source: ModelSource,
+    *,
+    dtype: DType = "auto",
+    lora: LoRASettings | None = None,
+    fresh_head: bool = False,
+    num_outputs: int | None = 1,
+    learned: Mapping[str, Tensor] | None = None,
 ) -> Model:
-    """A sequence classifier with one output. A missing head is an error, or made where `fresh_head` allows it."""
+    """A sequence classifier with `num_outputs` numbers (None: as many as it was saved with).
+
+    A missing head is an error, or made where `fresh_head` allows it. `learned`: see `Model`.
+    """
     allowed = {"score.weight"} if fresh_head else set()
-    network, missing = _load(AutoModelForSequenceClassification, source, allowed, num_labels=1)
+    options = {} if num_outputs is None else {"num_labels": num_outputs}
+    network, missing = _load(AutoModelForSequenceClassification, source, allowed, **options)
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise InputError(f"{source.name}: {type(network).__name__} keeps its head elsewhere than in `score`")
     if "score.weight" in missing:
         width = network.score.weight.shape[1]
         nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
-    return _model(network, dtype, lora)
+    return _model(network, dtype, lora, learned)
 
 
 def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> tuple[Any, set[str]]:
@@ -104,7 +115,7 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
     return network, lacking
 
 
-def _model(network: Any, dtype: DType, lora: LoRASettings | None) -> Model:
+def _model(network: Any, dtype: DType, lora: LoRASettings | None, learned: Mapping[str, Tensor] | None = None) -> Model:
     """Cast what computes to `dtype`. A reward head and adapters stay fp32; with adapters the rest is frozen."""
     device = best_device()
     wanted = compute_dtype(dtype, device)
@@ -112,7 +123,7 @@ def _model(network: Any, dtype: DType, lora: LoRASettings | None) -> Model:
     for name, p in network.named_parameters():
         if not name.startswith("score."):
             p.data = p.data.to(wanted)
-    model = Model(network)
+    model = Model(network, learned={name: value.to(device) for name, value in (learned or {}).items()})
     if lora is not None and lora.rank:
         model.adapter = _add_adapter(network, lora)
     return model

@@ -26,14 +26,18 @@ KNOWN_LAYERS = {"full_attention", "sliding_attention"}
 class Model(nn.Module):
     """A transformers network and its heads.
 
-    `heads` maps "value" and "reward" to linear layers [D] -> [1], computed in fp32. A sequence classifier's own
-    `score` layer serves as "reward".
+    `heads` maps "value" and "reward" to linear layers computed in fp32; a classifier's own `score` layer serves as
+    "reward". A reward head has one number, or several (`outputs`). `learned` are numbers that a loss learns beside
+    the weights, such as the threshold of a tie.
     """
 
-    def __init__(self, network: Any, heads: Mapping[str, nn.Linear] | None = None) -> None:
+    def __init__(
+        self, network: Any, heads: Mapping[str, nn.Linear] | None = None, learned: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.network = network
         self.heads = nn.ModuleDict(heads or {})
+        self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in (learned or {}).items()})
         self.temperature = 1.0
         self.adapter: Any = None  # PEFT's wrapper of the network, if adapters were added
         self.num_tokens = 0  # computed by the last forward pass
@@ -56,7 +60,7 @@ class Model(nn.Module):
         return self.network.get_output_embeddings()
 
     def head(self, name: str) -> nn.Linear:
-        """The scalar head of that name."""
+        """The head of that name."""
         if name in self.heads:
             return cast(nn.Linear, self.heads[name])
         if name == "reward" and hasattr(self.network, "score"):
@@ -74,7 +78,7 @@ class Model(nn.Module):
         vocabulary: Mapping[str, VocabularyFn] | None = None,
         columns: Mapping[str, Tensor] | None = None,
     ) -> ModelOutput:
-        """Columns of the batch's responses: of logprobs, entropy, values, token_rewards and rewards those in `reads`.
+        """Columns of the batch's responses: those in `reads`, as `ModelOutput` names them.
 
         `vocabulary` functions see the logits of counted tokens and the `columns` [B, T] at those tokens; "targets"
         (the token ids) is always among them. Where the mask is False, or a first token follows nothing, columns are 0.
@@ -91,9 +95,13 @@ class Model(nn.Module):
             found["values"] = self._scalar("value", hidden, rows.before, rows.follows)
         if "token_rewards" in wanted:
             found["token_rewards"] = self._scalar("reward", hidden, rows.at, rows.real)
-        if "rewards" in wanted:
+        if wanted & {"rewards", "outputs"}:
             last = rows.at.gather(1, (batch.lengths - 1).clamp(min=0)[:, None]).squeeze(1)
-            found["rewards"] = self._scalar("reward", hidden, last, batch.lengths > 0)
+            outputs = self._head("reward", hidden, last, batch.lengths > 0)
+            found |= {"outputs": outputs} if "outputs" in wanted else {}
+            found |= {"rewards": _only(outputs)} if "rewards" in wanted else {}
+        if "parameters" in wanted:
+            found["parameters"] = dict(self.learned)
         return ModelOutput(**found)
 
     def _hidden(self, rows: Packed) -> Tensor:
@@ -107,12 +115,16 @@ class Model(nn.Module):
             return hidden_states(self.network, ids, position_ids=rows.positions.to(device))
 
     def _scalar(self, name: str, hidden: Tensor, places: Tensor, where: Tensor) -> Tensor:
-        """A head's output at `places`, 0 elsewhere."""
+        """The one number of a head at `places`, 0 elsewhere."""
+        return _only(self._head(name, hidden, places, where))
+
+    def _head(self, name: str, hidden: Tensor, places: Tensor, where: Tensor) -> Tensor:
+        """[..., K] a head's numbers at `places` [...], 0 where `where` is False."""
         places, where = places.to(hidden.device), where.to(hidden.device)
         head = self.head(name)
-        out = torch.zeros(places.shape, dtype=torch.float32, device=hidden.device)
-        value = head(hidden[places[where]].to(head.weight.dtype)).squeeze(-1).float()
-        return out.masked_scatter(where, value)
+        values = head(hidden[places[where]].to(head.weight.dtype)).float()
+        out = torch.zeros(*places.shape, values.shape[-1], dtype=torch.float32, device=hidden.device)
+        return out.masked_scatter(where[..., None], values)
 
     def _over_vocabulary(
         self,
@@ -150,6 +162,12 @@ class Model(nn.Module):
                 for name, function in functions.items()
             }
         return found
+
+
+def _only(outputs: Tensor) -> Tensor:
+    if outputs.shape[-1] != 1:
+        raise TypeError(f"the head has {outputs.shape[-1]} numbers, and one is asked for: read `outputs`")
+    return outputs.squeeze(-1)
 
 
 def hidden_states(network: Any, ids: Tensor, **inputs: Any) -> Tensor:

@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+LEARNED_PACE = 100.0
+
 
 class FlatAdamW:
     """Decoupled weight decay Adam (Loshchilov & Hutter 2019, arXiv:1711.05101) on flattened parameters.
 
-    All trainable parameters live in two fp32 buffers, with weight decay (matrices) and without (the rest). A
-    parameter that computes in another type (bf16) keeps its own tensor, refreshed from the master after each step;
-    an fp32 parameter is a view of its master. One buffer makes the step a few large operations, not thousands.
+    All trainable parameters live in fp32 buffers: with weight decay (matrices), without (the rest), and the `learned`
+    numbers of a loss, which are few, far from 0 and move `LEARNED_PACE` times as fast as weights. A parameter that
+    computes in another type (bf16) keeps its own tensor, refreshed from the master after each step; an fp32 parameter
+    is a view of its master. Few buffers make the step a few large operations, not thousands.
     """
 
     def __init__(
@@ -26,10 +29,12 @@ class FlatAdamW:
         named = [(name, p) for name, p in parameters if p.requires_grad]
         if not named:
             raise ValueError("no parameter is trainable")
-        decayed = [(name, p) for name, p in named if p.ndim > 1]
-        others = [(name, p) for name, p in named if p.ndim <= 1]
-        self.groups = [_Group(members) for members in (decayed, others) if members]
-        decays = [weight_decay] * bool(decayed) + [0.0] * bool(others)
+        learned = [(name, p) for name, p in named if name.startswith("learned.")]
+        decayed = [(name, p) for name, p in named if p.ndim > 1 and not name.startswith("learned.")]
+        others = [(name, p) for name, p in named if p.ndim <= 1 and not name.startswith("learned.")]
+        kinds = [(decayed, weight_decay, 1.0), (others, 0.0, 1.0), (learned, 0.0, LEARNED_PACE)]
+        self.groups = [_Group(members, pace) for members, _, pace in kinds if members]
+        decays = [decay for members, decay, _ in kinds if members]
         options = [{"params": [g.master], "weight_decay": d} for g, d in zip(self.groups, decays, strict=True)]
         fused = named[0][1].device.type in ("cpu", "cuda")
         self.adam = torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=fused)
@@ -60,7 +65,7 @@ class FlatAdamW:
             if max_norm is not None and norm > max_norm:
                 group.grad.mul_(max_norm / norm)
             group.master.grad = group.grad
-            options["lr"] = lr
+            options["lr"] = lr * group.pace
         self.adam.step()
         for group in self.groups:
             group.publish()
@@ -109,9 +114,10 @@ class FlatAdamW:
 
 
 class _Group:
-    """Parameters that share a weight decay, as one master and one gradient buffer."""
+    """Parameters that share a weight decay and a pace, as one master and one gradient buffer."""
 
-    def __init__(self, members: list[tuple[str, nn.Parameter]]) -> None:
+    def __init__(self, members: list[tuple[str, nn.Parameter]], pace: float) -> None:
+        self.pace = pace
         self.names = [name for name, _ in members]
         self.parameters = [p for _, p in members]
         device = self.parameters[0].device

@@ -1,5 +1,8 @@
 """How per-item losses become one number: weights that sum to 1 over a whole step, whatever its micro-batches."""
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,7 +10,10 @@ from assay.batch import Reduction, TokenBatch
 
 
 def item_weights(batch: TokenBatch, reduction: Reduction) -> Tensor:
-    """[B, T] for "token" and "sequence", [B] for "response", [P] for "pair". All 0 if nothing counts."""
+    """[B, T] for "token" and "sequence", [B] for "response", [P] for "pair", [G] for "ranking"; all 0 if none counts.
+
+    A pair or ranking with a response that does not count, does not count.
+    """
     row = batch.weight if "weight" in batch else torch.ones(batch.num_rows)
     counts = batch.mask.float() * row[:, None]
     length = batch.mask.sum(dim=1)
@@ -18,6 +24,8 @@ def item_weights(batch: TokenBatch, reduction: Reduction) -> Tensor:
         return _share(present)[:, None] * batch.mask / length.clamp(min=1)[:, None]
     if reduction == "response":
         return _share(present)
+    if reduction == "ranking":
+        return _share(torch.ones(int(batch.ranking.max()) + 1).scatter_reduce(0, batch.ranking, present, "prod"))
     return _share(present[0::2] * present[1::2])
 
 
@@ -26,8 +34,19 @@ def _share(weights: Tensor) -> Tensor:
     return weights / total if total > 0 else weights
 
 
-def rows_of(weights: Tensor, rows: Tensor, reduction: Reduction, width: int) -> Tensor:
-    """The weights that belong to these rows of the batch."""
+def rows_of(batch: TokenBatch, weights: Tensor, rows: Tensor, reduction: Reduction, width: int) -> Tensor:
+    """The weights that belong to these rows of the batch, `width` tokens of each."""
     if reduction == "pair":
         return weights[rows[0::2] // 2]
+    if reduction == "ranking":
+        return weights[batch.ranking[rows].unique_consecutive()]
     return weights[rows] if reduction == "response" else weights[rows, :width]
+
+
+def units_of(batch: TokenBatch, reductions: Sequence[Reduction]) -> list[list[int]]:
+    """Rows that one forward pass must hold together: whole rankings or pairs where a loss reads them, else single."""
+    if "ranking" in reductions:
+        ends = torch.bincount(batch.ranking).cumsum(0).tolist()
+        return [list(range(first, last)) for first, last in itertools.pairwise([0, *ends])]
+    size = 2 if "pair" in reductions else 1
+    return [list(range(first, first + size)) for first in range(0, batch.num_rows, size)]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from assay.feedback.turns import BadRow, Note, content, need, prompt_turns, with_prompt, without_prompt
-from assay.records import Comparison, Demonstration, Message, Prompt, Response, Rollout, reply
+from assay.records import Comparison, Demonstration, Message, Prompt, Ranking, Rating, Response, Rollout, reply
 
 R = TypeVar("R")
 
@@ -26,8 +26,8 @@ FIRST = {"chosen", "first", "a", "model_a", "response_a"}
 SECOND = {"rejected", "second", "b", "model_b", "response_b"}
 EVEN = {"tie", "tied", "draw", "equal", "same", "neither", "both"}
 PREFERENCE_HELP = "write preference (1: chosen, 0.5: tie, 0: rejected), or chosen, rejected or tie"
-RECORDS = {record.kind: record for record in (Prompt, Comparison, Demonstration, Rollout)}
-OTHER_KINDS = ("ranking", "rating", "span_labels", "critique", "finding")
+RECORDS = {record.kind: record for record in (Prompt, Comparison, Ranking, Rating, Demonstration, Rollout)}
+OTHER_KINDS = ("span_labels", "critique", "finding")
 
 
 def comparison(row: dict[str, Any], note: Note) -> Comparison:
@@ -46,14 +46,14 @@ def comparison(row: dict[str, Any], note: Note) -> Comparison:
         turns, answers = with_prompt(content(row["prompt"], "prompt"), (chosen, rejected), note)
     preference, left_over = judgement(row, note)
     return Comparison(
-        prompt=_prompt(turns, row),
+        prompt=make_prompt(turns, row),
         responses=(answers[0], answers[1]),
         preference=preference,
-        id=_word(row, "id"),
-        annotator=_word(row, "annotator"),
-        source=_word(row, "source"),
-        objective=_word(row, "objective") or "overall",
-        meta=_meta(row, PAIR_COLUMNS) | _margin(row) | left_over,
+        id=take_word(row, "id"),
+        annotator=take_word(row, "annotator"),
+        source=take_word(row, "source"),
+        objective=take_word(row, "objective") or "overall",
+        meta=take_meta(row, PAIR_COLUMNS) | _margin(row) | left_over,
     )
 
 
@@ -74,11 +74,11 @@ def demonstration(row: dict[str, Any], note: Note) -> Demonstration:
             raise BadRow("rejected answer", "label is false: this answer is not one to imitate")
         asked, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (content(answer, used[1]),), note)
     return Demonstration(
-        prompt=_prompt(asked, row),
+        prompt=make_prompt(asked, row),
         response=response,
-        id=_word(row, "id"),
-        source=_word(row, "source"),
-        meta=_meta(row, (*used, "tools", "chat_template_kwargs", "id", "source")),
+        id=take_word(row, "id"),
+        source=take_word(row, "source"),
+        meta=take_meta(row, (*used, "tools", "chat_template_kwargs", "id", "source")),
     )
 
 
@@ -92,9 +92,9 @@ def text(row: dict[str, Any], note: Note) -> Demonstration:
     return Demonstration(
         prompt=Prompt(messages=()),
         response=reply(words, plain=True),
-        id=_word(row, "id"),
-        source=_word(row, "source"),
-        meta=_meta(row, ("text", "id", "source")),
+        id=take_word(row, "id"),
+        source=take_word(row, "source"),
+        meta=take_meta(row, ("text", "id", "source")),
     )
 
 
@@ -113,10 +113,10 @@ def prompt(row: dict[str, Any], note: Note) -> Prompt:
         turns, _ = without_prompt(content(row["chosen"], "chosen"), content(row["rejected"], "rejected"), note)
     else:
         turns = prompt_turns(content(need(row, "prompt"), "prompt"), note)
-    return _prompt(turns, row, id=_word(row, "id"), meta=_meta(row, used))
+    return make_prompt(turns, row, id=take_word(row, "id"), meta=take_meta(row, used))
 
 
-def own_record(row: dict[str, Any]) -> Prompt | Comparison | Demonstration | Rollout | None:
+def own_record(row: dict[str, Any]) -> Prompt | Comparison | Ranking | Rating | Demonstration | Rollout | None:
     """The record that a row of our own files holds; None for a row in the field's columns."""
     kind = row.get("kind")
     if kind in OTHER_KINDS and "prompt" in row:
@@ -131,7 +131,7 @@ def own_record(row: dict[str, Any]) -> Prompt | Comparison | Demonstration | Rol
                 data[name] = json.loads(data[name])
         if "preference" in data:
             data["preference"] = float(data["preference"])
-        data |= {name: _word(data, name) for name in ("id", "annotator", "source", "objective") if name in data}
+        data |= {name: take_word(data, name) for name in ("id", "annotator", "source", "objective") if name in data}
         return record.from_json(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -208,7 +208,8 @@ def _conversation(row: dict[str, Any]) -> tuple[Message, ...]:
     return turns
 
 
-def _prompt(turns: Response, row: dict[str, Any], **fields: Any) -> Prompt:
+def make_prompt(turns: Response, row: dict[str, Any], **fields: Any) -> Prompt:
+    """The prompt of a row, with its tools and template arguments."""
     if row.get("images") or row.get("image"):
         raise BadRow("not text", "the row has images, and only text is read")
     return Prompt(messages=turns, tools=_tools(row.get("tools")), template_kwargs=_template_kwargs(row), **fields)
@@ -241,7 +242,8 @@ def _from_json(value: Any, column: str) -> Any:
         raise BadRow("wrong type", f"{column} is text that is not JSON: {error}") from error
 
 
-def _word(row: dict[str, Any], column: str) -> str:
+def take_word(row: dict[str, Any], column: str) -> str:
+    """A text or whole number as text; "" where the row has none."""
     value = row.get(column)
     if value is None:
         return ""
@@ -262,6 +264,6 @@ def _margin(row: dict[str, Any]) -> dict[str, float]:
     return {"margin": float(value)}
 
 
-def _meta(row: dict[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
+def take_meta(row: dict[str, Any], used: tuple[str, ...]) -> dict[str, Any]:
     """The other columns; a null says as much as a column that is not there."""
     return {name: value for name, value in row.items() if name not in used and value is not None}

@@ -5,30 +5,58 @@ A source is a .jsonl (also .gz), .json, .parquet or .csv file, a folder of those
 memory. `formats` says which columns are understood. Nothing is dropped or changed without a count in the report.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
-from assay.feedback import formats
+from assay.feedback import formats, judgements
 from assay.feedback.folders import rows
 from assay.feedback.sources import BLANK, Problem, Row, is_path
 from assay.feedback.turns import BadRow, Note
 from assay.feedback.validate import Oddities, Read, Tally, check, failure
-from assay.records import Comparison, Demonstration, Prompt
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating
 from assay.settings import InputError
 
 OnBad = Literal["error", "skip"]
-R = TypeVar("R", Prompt, Comparison, Demonstration)
+R = TypeVar("R", Prompt, Comparison, Ranking, Rating, Demonstration)
 
 
 def read_comparisons(
-    source: Any, *, split: str | None = None, on_bad: OnBad = "error", limit: int | None = None
+    source: Any,
+    *,
+    split: str | None = None,
+    on_bad: OnBad = "error",
+    limit: int | None = None,
+    objectives: Sequence[str] = (),
 ) -> Read[Comparison]:
     """Pairs of responses with a preference; `limit` stops after that many usable records.
 
+    A ranking becomes its pairs. With `objectives`, a row becomes one comparison for each of them that it judges.
     Raises `InputError` naming file and line for what cannot be used; with `on_bad="skip"` such records are dropped
     and counted, unless none is left.
     """
-    return _read(source, formats.comparison, split, on_bad, limit)
+    if objectives:
+        return _read(source, partial(judgements.by_objective, objectives=objectives), split, on_bad, limit)
+    return _read(source, judgements.comparisons, split, on_bad, limit)
+
+
+def read_rankings(
+    source: Any, *, split: str | None = None, on_bad: OnBad = "error", limit: int | None = None
+) -> Read[Ranking]:
+    """Ranked `responses`. Errors as for `read_comparisons`."""
+    return _read(source, judgements.ranking, split, on_bad, limit)
+
+
+def read_ratings(
+    source: Any,
+    *,
+    split: str | None = None,
+    on_bad: OnBad = "error",
+    limit: int | None = None,
+    objectives: Sequence[str] = (),
+) -> Read[Rating]:
+    """Responses with a number each; with `objectives`, one for each of them. Errors as for `read_comparisons`."""
+    return _read(source, partial(judgements.rating, objectives=objectives), split, on_bad, limit)
 
 
 def read_prompts(
@@ -53,7 +81,11 @@ def read_texts(
 
 
 def _read(
-    source: Any, convert: Callable[[dict[str, Any], Note], R], split: str | None, on_bad: OnBad, limit: int | None
+    source: Any,
+    convert: Callable[[dict[str, Any], Note], R | tuple[R, ...]],
+    split: str | None,
+    on_bad: OnBad,
+    limit: int | None,
 ) -> Read[R]:
     if on_bad not in ("error", "skip"):
         raise InputError(f"on_bad must be 'error' or 'skip'; got {on_bad!r}")
@@ -63,10 +95,9 @@ def _read(
     tally, records = Tally(), []
     oddities = Oddities(tally)
     for found in rows(source, split):
-        record = _record(found, convert, tally, oddities)
-        if record is not None:
-            records.append(record)
-        if len(records) == limit:
+        records += _records(found, convert, tally, oddities)
+        if limit is not None and len(records) >= limit:
+            del records[limit:]
             break
     if tally.dropped and on_bad == "error":
         advice = "mend them, or drop and count them with on_bad='skip'"
@@ -78,24 +109,31 @@ def _read(
     return Read(tuple(records), tally.report(name, len(records)))
 
 
-def _record(
-    found: Row | Problem, convert: Callable[[dict[str, Any], Note], R], tally: Tally, oddities: Oddities
-) -> R | None:
+def _records(
+    found: Row | Problem,
+    convert: Callable[[dict[str, Any], Note], R | tuple[R, ...]],
+    tally: Tally,
+    oddities: Oddities,
+) -> tuple[R, ...]:
+    """What a row holds; nothing for one that cannot be used, which is counted."""
     if isinstance(found, Problem) and found.reason == BLANK:
         tally.note(BLANK)
-        return None
+        return ()
     tally.num_read += 1
     if isinstance(found, Problem):
         tally.drop(found)
-        return None
+        return ()
     notes: list[str] = []
     try:
-        record = convert(dict(found.data), notes.append)
-        check(record)
+        made = convert(dict(found.data), notes.append)
+        records = made if isinstance(made, tuple) else (made,)
+        for record in records:
+            check(record)
     except BadRow as bad:
         tally.drop(found.problem(bad.reason, bad.message))
-        return None
+        return ()
     for note in notes:
         tally.note(note)
-    oddities.look(found, record)
-    return record
+    for record in records:
+        oddities.look(found, record)
+    return records

@@ -5,13 +5,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from assay.records import Comparison, Demonstration, Prompt, stable_id
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, stable_id
 from assay.settings import InputError
 
-R = TypeVar("R", Prompt, Comparison, Demonstration)
+Judged = Prompt | Comparison | Ranking | Rating | Demonstration
+R = TypeVar("R", bound=Judged)
 
 
-def prompt_key(record: Prompt | Comparison | Demonstration) -> str:
+def prompt_key(record: Judged) -> str:
     """What must stay on one side: the prompt's words, whatever their case, spacing, tools or id.
 
     Records without a prompt are their own key, so plain texts split one by one.
@@ -19,7 +20,7 @@ def prompt_key(record: Prompt | Comparison | Demonstration) -> str:
     prompt = record if isinstance(record, Prompt) else record.prompt
     if prompt.messages:
         return stable_id([(message.role, " ".join(message.content.casefold().split())) for message in prompt.messages])
-    if isinstance(record, Comparison):
+    if isinstance(record, Comparison | Ranking):
         return stable_id(sorted(stable_id(response) for response in record.responses))
     return record.id if isinstance(record, Prompt) else stable_id(record.response)
 
@@ -102,20 +103,20 @@ def leaks(train: Sequence[R], test: Sequence[R]) -> Leaks:
     return Leaks(prompts=counts[0], answers=counts[1], continuations=counts[2], examples=tuple(examples))
 
 
-def _answers(record: Prompt | Comparison | Demonstration) -> set[str]:
-    if isinstance(record, Comparison):
+def _answers(record: Judged) -> set[str]:
+    if isinstance(record, Comparison | Ranking):
         return {stable_id(response) for response in record.responses}
-    return {stable_id(record.response)} if isinstance(record, Demonstration) else set()
+    return set() if isinstance(record, Prompt) else {stable_id(record.response)}
 
 
-def _opening(record: Prompt | Comparison | Demonstration, turns: int | None) -> str:
+def _opening(record: Judged, turns: int | None) -> str:
     prompt = record if isinstance(record, Prompt) else record.prompt
     if not prompt.messages:
         return prompt_key(record)
     return prompt_key(Prompt(messages=prompt.messages[:turns]))
 
 
-def _openings(record: Prompt | Comparison | Demonstration) -> set[str]:
+def _openings(record: Judged) -> set[str]:
     """The keys of the shorter prompts that this prompt continues."""
     prompt = record if isinstance(record, Prompt) else record.prompt
     return {

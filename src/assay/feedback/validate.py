@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 from assay.feedback.formats import blank
 from assay.feedback.sources import Problem, Row
 from assay.feedback.turns import BadRow
-from assay.records import Comparison, Demonstration, Prompt, stable_id
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, stable_id
 from assay.settings import InputError
 
 MAX_LISTED = 1000  # problems kept with their place; counts go on
@@ -113,7 +113,10 @@ class Tally:
         )
 
 
-def check(record: Prompt | Comparison | Demonstration) -> None:
+Judged = Prompt | Comparison | Ranking | Rating | Demonstration
+
+
+def check(record: Judged) -> None:
     """Raise `BadRow` for a record that nothing can be learned from."""
     if isinstance(record, Comparison):
         first, second = record.responses
@@ -121,7 +124,7 @@ def check(record: Prompt | Comparison | Demonstration) -> None:
             raise BadRow("identical pair", "both answers are identical")
         if blank(first) or blank(second):
             raise BadRow("empty answer", f"the {'first' if blank(first) else 'second'} answer is empty")
-    elif isinstance(record, Demonstration) and blank(record.response):
+    elif isinstance(record, Demonstration | Rating) and blank(record.response):
         raise BadRow("empty answer", "the answer is empty")
     prompt = record if isinstance(record, Prompt) else record.prompt
     if blank(prompt.messages) and (prompt.messages or isinstance(record, Prompt)):
@@ -136,7 +139,7 @@ class Oddities:
         self.seen: dict[Any, str] = {}
         self.preferred: dict[Any, tuple[str, str]] = {}
 
-    def look(self, row: Row, record: Prompt | Comparison | Demonstration) -> None:
+    def look(self, row: Row, record: Judged) -> None:
         """Warn of what is odd about this record, given those before it."""
         prompt = record if isinstance(record, Prompt) else record.prompt
         if prompt.messages and prompt.messages[-1].role == "assistant":
@@ -146,7 +149,9 @@ class Oddities:
         if isinstance(record, Comparison):
             self._pair(row, record)
             return
-        what = (record.messages,) if isinstance(record, Prompt) else (prompt.messages, record.response)
+        what: tuple[Any, ...] = (
+            (record.messages,) if isinstance(record, Prompt) else (prompt.messages, _answers(record))
+        )
         self._once(row, "duplicate", stable_id(*what), "the same record was read before")
 
     def _pair(self, row: Row, record: Comparison) -> None:
@@ -171,3 +176,12 @@ class Oddities:
 
     def _warn(self, row: Row, reason: str, message: str) -> None:
         self.tally.warn(row.problem(reason, message))
+
+
+def _answers(record: Ranking | Rating | Demonstration) -> Any:
+    """What tells a record from another to the same prompt."""
+    if isinstance(record, Ranking):
+        return record.responses, record.ranks, record.annotator, record.objective
+    if isinstance(record, Rating):
+        return record.response, record.value, record.annotator, record.objective
+    return record.response

@@ -1,11 +1,11 @@
 """The proof that a saved reward model means the same elsewhere: plain transformers gives its rewards."""
 
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from assay.records import Prompt, Response
@@ -22,15 +22,15 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], train
     With `trained`, the model that was saved, its rewards are compared too, computed in the type it was trained in.
     Returns a sentence with the largest difference between ours and plain transformers; raises InputError above 1e-4.
     """
-    ours = RewardModel.from_pretrained(str(folder), dtype="float32").score(conversations)
+    ours = RewardModel.from_pretrained(str(folder), dtype="float32").outputs(conversations)
     if trained is not None:
         _compare_trained(folder, conversations, trained)
-    scale = max(1.0, *(abs(reward) for reward in ours))
+    scale = max(1.0, float(ours.abs().max()))
     worst = 0.0
     for size in (1, len(conversations)):
         for side in ("right", "left") if size > 1 and _is_rotary(folder) else ("right",):
-            theirs = plain_rewards(folder, conversations, batch_size=size, padding_side=side)
-            worst = max(worst, *(abs(a - b) for a, b in zip(ours, theirs, strict=True)))
+            theirs = plain_outputs(folder, conversations, batch_size=size, padding_side=side)
+            worst = max(worst, float((ours - theirs).abs().max()))
     if worst > TOLERANCE * scale:
         raise InputError(
             f"{folder}: plain transformers gives rewards that differ by {worst:.2g} from ours; do not publish it"
@@ -46,12 +46,12 @@ def _compare_trained(folder: Path, conversations: Sequence[tuple[Prompt, Respons
     learner = trained.learner
     dtype: Any = str(next(learner.model.network.parameters()).dtype).removeprefix("torch.")
     reloaded = RewardModel.from_pretrained(str(folder), dtype=dtype, token_budget=learner.token_budget)
-    saved = reloaded.score(conversations)
-    errors = [a - b for a, b in zip(saved, trained.score(conversations), strict=True)]
+    saved = reloaded.outputs(conversations)
+    errors = saved - trained.outputs(conversations)
     if learner.model.adapter is None or dtype == "float32":
-        found, bound = max(map(abs, errors)), TOLERANCE * max(1.0, *map(abs, saved))
+        found, bound = float(errors.abs().max()), TOLERANCE * max(1.0, float(saved.abs().max()))
     else:
-        found, bound = statistics.pstdev(errors), max(0.1 * statistics.pstdev(saved), ROUNDING)
+        found, bound = _spread(errors), max(0.1 * _spread(saved), ROUNDING)
     if found > bound:
         raise InputError(
             f"{folder}: the saved model's rewards differ by {found:.2g} from those of the model that was trained "
@@ -59,19 +59,24 @@ def _compare_trained(folder: Path, conversations: Sequence[tuple[Prompt, Respons
         )
 
 
+def _spread(outputs: Tensor) -> float:
+    """The largest standard deviation of a column."""
+    return float(outputs.std(0, correction=0).max())
+
+
 @torch.no_grad()
-def plain_rewards(
+def plain_outputs(
     folder: Path, conversations: Sequence[tuple[Prompt, Response]], *, batch_size: int, padding_side: str
-) -> list[float]:
-    """Rewards as a user without this package would compute them, in fp32."""
+) -> Tensor:
+    """[B, L] the numbers as a user without this package would compute them, in fp32."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=1, dtype=torch.float32).eval()
-    rewards: list[float] = []
+    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    found: list[Tensor] = []
     for first in range(0, len(conversations), batch_size):
         rows = [_ids(tokenizer, *conversation) for conversation in conversations[first : first + batch_size]]
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        rewards += model(**inputs).logits[:, 0].tolist()
-    return rewards
+        found.append(model(**inputs).logits)
+    return torch.cat(found)
 
 
 def _ids(tokenizer: Any, prompt: Prompt, response: Response) -> list[int]:

@@ -7,8 +7,12 @@ and plain transformers on `apply_chat_template` give one number.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
+
+import torch
+from torch import Tensor
 
 from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.export import export
@@ -16,6 +20,7 @@ from assay.engine.learner import Learner
 from assay.engine.load import DType, load_reward
 from assay.engine.model import context
 from assay.records import Message, Prompt, Response
+from assay.rewards.readout import Readout
 from assay.settings import InputError
 from assay.tokens.chat import Encoded, Encoder, collate
 
@@ -27,10 +32,11 @@ Conversation = tuple[Prompt, Response] | Sequence[Mapping[str, Any]]
 
 
 class RewardModel:
-    """A sequence classifier with one output, its tokenizer, and how conversations are rendered for it."""
+    """A sequence classifier, its tokenizer, how conversations are rendered for it, and how its outputs are read."""
 
-    def __init__(self, learner: Learner, encoder: Encoder, *, name: str) -> None:
+    def __init__(self, learner: Learner, encoder: Encoder, *, name: str, readout: Readout | None = None) -> None:
         self.learner, self.encoder, self.name = learner, encoder, name
+        self.readout = readout or Readout()
 
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
@@ -41,8 +47,9 @@ class RewardModel:
         source = resolve_model(name)
         encoder = Encoder(load_tokenizer(source))
         check_fingerprint(Path(source.path), encoder)
-        model = load_reward(source, dtype=dtype)
-        return cls(Learner(model, token_budget=token_budget), encoder, name=name)
+        readout = read_facts(Path(source.path)).get("readout", {})
+        model = load_reward(source, dtype=dtype, num_outputs=None if readout else 1)
+        return cls(Learner(model, token_budget=token_budget), encoder, name=name, readout=_readout(readout))
 
     @property
     def context(self) -> int:
@@ -59,6 +66,15 @@ class RewardModel:
 
         Raises InputError for a conversation longer than the model's context: nothing is cut.
         """
+        return self.readout.reward(self.outputs(conversations)).tolist()
+
+    def uncertainty(self, conversations: Iterable[Conversation]) -> list[float] | None:
+        """The standard deviation of each reward, in order; None for a model that knows none."""
+        found = self.readout.uncertainty(self.outputs(conversations))
+        return None if found is None else found.tolist()
+
+    def outputs(self, conversations: Iterable[Conversation]) -> Tensor:
+        """[B, L] the head's numbers, which `readout` turns into rewards."""
         encoded = [self.encode(conversation) for conversation in conversations]
         for index, item in enumerate(encoded):
             if item.num_tokens > self.context:
@@ -66,35 +82,48 @@ class RewardModel:
                     f"conversation {index} has {item.num_tokens} tokens, the reward model's context {self.context}: "
                     f"leave it out or shorten it"
                 )
-        return self.score_encoded(encoded)
+        return self.outputs_encoded(encoded)
 
     def score_encoded(self, encoded: Sequence[Encoded]) -> list[float]:
         """One reward per encoded conversation, in order."""
+        return self.readout.reward(self.outputs_encoded(encoded)).tolist()
+
+    def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
+        """[B, L] the head's numbers for encoded conversations."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for index, item in enumerate(encoded):
             groups.setdefault(item.trunk if item.shared else (-1, index), []).append(index)
-        rewards = [0.0] * len(encoded)
+        outputs = torch.zeros(len(encoded), self.learner.model.head("reward").out_features)
         members = list(groups.values())
         for first in range(0, len(members), GROUPS_AT_ONCE):
             part = members[first : first + GROUPS_AT_ONCE]
             batch = collate([[encoded[i] for i in group] for group in part], self.encoder.tokenizer.pad_token_id)
-            found = self.learner.forward(batch, ("rewards",)).rewards.tolist()
-            for index, reward in zip((i for group in part for i in group), found, strict=True):
-                rewards[index] = reward
-        return rewards
+            outputs[[i for group in part for i in group]] = self.learner.forward(batch, ("outputs",)).outputs
+        return outputs
 
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
         """An ordinary sequence-classification folder, plus the fingerprint of template and tokenizer."""
         export(self.learner.model, folder, self.encoder.tokenizer, learner=self.learner)
-        text = json.dumps({"fingerprint": self.encoder.fingerprint(), **(facts or {})}, indent=1)
+        learned = {name: value.tolist() for name, value in self.learner.model.learned.items()}
+        told = {"fingerprint": self.encoder.fingerprint(), "readout": asdict(self.readout), "learned": learned}
+        text = json.dumps({**told, **(facts or {})}, indent=1)
         (folder / FINGERPRINT).write_text(text + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What was saved beside the weights; nothing for a classifier that was trained elsewhere."""
+    return json.loads((folder / FINGERPRINT).read_text()) if (folder / FINGERPRINT).exists() else {}
+
+
+def _readout(told: Mapping[str, Any]) -> Readout:
+    """From JSON, where tuples are lists."""
+    fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
+    return Readout(**fields)
 
 
 def check_fingerprint(folder: Path, encoder: Encoder) -> None:
     """Template, BOS/EOS/pad handling and tokenizer must be those of training; a folder without record passes."""
-    if not (folder / FINGERPRINT).exists():
-        return
-    trained = json.loads((folder / FINGERPRINT).read_text())["fingerprint"]
+    trained = read_facts(folder).get("fingerprint", {})
     here = encoder.fingerprint()
     if changed := [name for name in trained if trained[name] != here.get(name)]:
         raise InputError(

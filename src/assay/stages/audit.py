@@ -14,8 +14,9 @@ from assay.feedback.read import read_comparisons, read_prompts
 from assay.records import text_of
 from assay.rewards.model import RewardModel
 from assay.stages.common import hash_of_folder, load_oracle, open_run, read
+from assay.stages.held_out import pairs_of
+from assay.stages.judgements import encode
 from assay.stages.progress import say, table
-from assay.stages.reward import encode
 from assay.stages.sampling import PolicySampler
 from assay.stages.scoring import score_pairs
 
@@ -28,7 +29,7 @@ def run(config: AuditConfig) -> Audit:
     oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
     named = config.reward or str(place.reward)
     reward = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
-    pairs = score_pairs(reward, encode(comparisons, reward.encoder, reward.context, data))
+    pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encoder, reward.context, data)))
     samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
     place.path.mkdir(parents=True, exist_ok=True)

@@ -35,7 +35,8 @@ def open_run(path: str) -> RunDirectory:
 def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> tuple[Any, ...]:
     """Records as `data` says, the account of reading them printed."""
     source = require(data.path, f"{flag}.path", "a file, a dataset folder or a hub id")
-    found = reader(source, split=data.split, on_bad=data.on_bad, limit=data.limit)
+    objectives = {"objectives": data.objectives} if data.objectives else {}
+    found = reader(source, split=data.split, on_bad=data.on_bad, limit=data.limit, **objectives)
     say(str(found.report))
     return found.records
 

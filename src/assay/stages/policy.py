@@ -32,9 +32,9 @@ from assay.stages.common import (
     open_run,
     read,
 )
+from assay.stages.judgements import collator as collate_judgements
 from assay.stages.online import Rewards, Rollouts, Watch, load_rules
 from assay.stages.progress import bar, say
-from assay.stages.reward import collator as collate_pairs
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, Encoder, collate
 from assay.train.batches import Batches, Joined, Offline, Shuffled
@@ -230,7 +230,7 @@ def _shuffled(
     def single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
         return collate([rows for _, rows in items], encoder.tokenizer.pad_token_id)
 
-    make = collate_pairs(encoder) if stream.kind == "comparisons" else single
+    make = collate_judgements(encoder) if stream.kind == "comparisons" else single
 
     def with_columns(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
         return make(items).fill(declared=declared, **data_columns([record for record, _ in items], declared))

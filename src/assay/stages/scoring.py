@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from assay.audit.table import ScoredPairs
 from assay.records import Comparison, text_of
@@ -11,14 +13,15 @@ from assay.tokens.chat import Encoded
 
 
 def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[Encoded]]]) -> ScoredPairs:
-    """Rewards and lengths of encoded pairs, chosen first."""
-    rewards = reward.score_encoded([conversation for _, encoded in pairs for conversation in encoded])
+    """Rewards and lengths of encoded pairs, chosen first; a pair about one attribute is judged by that attribute."""
+    outputs = reward.outputs_encoded([conversation for _, encoded in pairs for conversation in encoded])
     comparisons = [comparison for comparison, _ in pairs]
+    rewards = np.array(of_objective(reward, outputs, [c.objective for c in comparisons for _ in range(2)]).tolist())
     lengths = np.array([[len(text_of(answer)) for answer in (c.chosen, c.rejected)] for c in comparisons])
     return ScoredPairs(
         prompt_id=np.array([c.prompt.id for c in comparisons]),
-        reward_chosen=np.array(rewards[0::2]),
-        reward_rejected=np.array(rewards[1::2]),
+        reward_chosen=rewards[0::2],
+        reward_rejected=rewards[1::2],
         length_chosen=lengths[:, 0],
         length_rejected=lengths[:, 1],
         comparison_id=np.array([c.id for c in comparisons]),
@@ -26,3 +29,11 @@ def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[
         preference=np.array([max(c.preference, 1 - c.preference) for c in comparisons]),
         annotator=np.array([c.annotator for c in comparisons]),
     )
+
+
+def of_objective(reward: RewardModel, outputs: Tensor, objectives: Sequence[str]) -> Tensor:
+    """[B] the reward of each row: its objective's own where the model has an attribute of that name."""
+    found = reward.readout.reward(outputs)
+    places = {name: place for place, name in enumerate(reward.readout.names)}
+    own = torch.tensor([places.get(objective, -1) for objective in objectives])
+    return torch.where(own >= 0, outputs.gather(1, own.clamp(min=0)[:, None]).squeeze(1), found)

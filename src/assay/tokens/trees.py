@@ -4,6 +4,7 @@ A tree is trunks (prompts) and the responses that hang from them. Laid out depth
 before its descendants, so a token sees the earlier tokens of its own segment and of the segments above it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -223,33 +224,38 @@ def pad(batch: TokenBatch, pad_id: int) -> Packed:
 
 
 def plan(
-    batch: TokenBatch, budget: int, *, fill: int | None = None, keep_pairs: bool = False, shared: bool = True
+    batch: TokenBatch,
+    budget: int,
+    *,
+    fill: int | None = None,
+    units: Sequence[list[int]] | None = None,
+    shared: bool = True,
 ) -> list[Tensor]:
     """Rows of the batch for each micro-batch, at most `budget` tokens in each.
 
     Trees stay whole where they fit. One that does not is split over micro-batches, its trunk computed in each,
-    between responses, or between pairs if a pair loss reads them. A single response longer than the budget gets a
-    micro-batch of its own. Small trees share a micro-batch up to `fill` tokens, or as many as
+    between responses, or between the `units` of rows that a loss reads together (pairs, rankings). A unit larger than
+    the budget gets a micro-batch of its own. Small trees share a micro-batch up to `fill` tokens, or as many as
     the largest one has.
     """
     fill = min(budget, fill or budget)
-    unit = 2 if keep_pairs else 1
+    units = [[row] for row in range(batch.num_rows)] if units is None else units
     trunk_length = [len(ids) for ids in batch.prompts.ids]
     chain_length = [sum(trunk_length[i] for i in batch.prompts.chain(t)) for t in range(len(batch.prompts))]
     root = [batch.prompts.root(t) for t in range(len(batch.prompts))]
     group, lengths = batch.group.tolist(), batch.lengths.tolist()
 
     if not shared:
-        return _plan_padded(group, lengths, chain_length, fill, unit)
+        return _plan_padded(group, lengths, chain_length, fill, units)
     trees: dict[int, list[list[int]]] = {}
-    for first in range(0, batch.num_rows, unit):
-        trees.setdefault(root[group[first]], []).append(list(range(first, first + unit)))
+    for unit in units:
+        trees.setdefault(root[group[unit[0]]], []).append(unit)
     pieces: list[tuple[int, list[int]]] = []
-    for units in trees.values():
+    for units_of_tree in trees.values():
         rows: list[int] = []
         trunks: set[int] = set()
         size = 0
-        for rows_of_unit in units:
+        for rows_of_unit in units_of_tree:
             more = {i for row in rows_of_unit for i in batch.prompts.chain(group[row])}
             cost = sum(lengths[row] for row in rows_of_unit)
             grown = size + cost + sum(trunk_length[i] for i in more - trunks)
@@ -278,15 +284,16 @@ def _fill(pieces: list[tuple[int, list[int]]], budget: int) -> list[Tensor]:
         num_bins += 1
 
 
-def _plan_padded(group: list[int], lengths: list[int], chain: list[int], budget: int, unit: int) -> list[Tensor]:
+def _plan_padded(
+    group: list[int], lengths: list[int], chain: list[int], budget: int, units: Sequence[list[int]]
+) -> list[Tensor]:
     """Rows of similar length together, so that little is padding."""
-    units = [list(range(first, first + unit)) for first in range(0, len(group), unit)]
     width = {rows[0]: max(chain[group[row]] + lengths[row] for row in rows) for rows in units}
     found: list[Tensor] = []
     current: list[int] = []
     for rows in sorted(units, key=lambda rows: -width[rows[0]]):
         longest = width[current[0]] if current else width[rows[0]]
-        if current and longest * (len(current) + unit) > budget:
+        if current and longest * (len(current) + len(rows)) > budget:
             found.append(torch.tensor(current))
             current = []
         current = current + rows

@@ -1,0 +1,31 @@
+"""Name -> likelihood."""
+
+from assay.rewards.likelihoods.base import Likelihood
+from assay.rewards.likelihoods.comparisons import (
+    BradleyTerry,
+    Categorical,
+    Davidson,
+    MeanVariance,
+    RaoKupper,
+    Thurstone,
+)
+from assay.rewards.likelihoods.rankings import BestOfK, KwiseBradleyTerry, PlackettLuce
+from assay.rewards.likelihoods.ratings import Binary, Ordinal, Regression
+from assay.rewards.likelihoods.several import Opinions, PerObjective
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "bradley_terry": BradleyTerry,
+    "thurstone": Thurstone,
+    "rao_kupper": RaoKupper,
+    "davidson": Davidson,
+    "mean_variance": MeanVariance,
+    "categorical": Categorical,
+    "plackett_luce": PlackettLuce,
+    "kwise_bradley_terry": KwiseBradleyTerry,
+    "best_of_k": BestOfK,
+    "regression": Regression,
+    "binary": Binary,
+    "ordinal": Ordinal,
+}
+
+__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective"]

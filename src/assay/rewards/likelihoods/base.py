@@ -1,0 +1,71 @@
+"""What a likelihood is: the probability of feedback given rewards, and nothing else.
+
+A reward model is the maximum of a likelihood (Chaudhari et al. 2024, arXiv:2404.08555, sec. 2.1). Which one is a choice
+and named on the command line; a user's own is one class: its fields are its settings, `loss` its negative logarithm.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from assay.algorithms.base import Data, Learners
+from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
+from assay.rewards.readout import Readout
+from assay.settings import Settings
+
+
+class Likelihood(Settings):
+    """Base of every likelihood: an algorithm with one term, on the reward learner."""
+
+    __slots__ = ()
+    name: Any  # what it is called on the command line
+    data: ClassVar[Data] = "comparisons"
+    columns: ClassVar[Mapping[str, Any]] = {}  # data columns that the batch must carry
+    reduction: ClassVar[Reduction] = "pair"
+    reads: ClassVar[tuple[str, ...]] = ("rewards",)
+    reference: ClassVar[bool] = False
+    streams: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def num_outputs(self) -> int:
+        """Numbers of the reward head."""
+        return 1
+
+    @property
+    def readout(self) -> Readout:
+        """How those numbers become the reward."""
+        return Readout()
+
+    @property
+    def learned(self) -> dict[str, Tensor]:
+        """Where the numbers that are learned beside the model start; the loss finds them in `out.parameters`."""
+        return {}
+
+    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
+        """Unreduced negative log-likelihood: [P], [G] or [B] as `reduction` says; and metrics of the same shape."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss")
+
+    def prepare(self, batch: TokenBatch, learners: Learners) -> TokenBatch:
+        """Nothing to prepare."""
+        return batch
+
+    def losses(self) -> tuple[Term, ...]:
+        """The mean over what was judged."""
+        reads = (*self.reads, *(("parameters",) if self.learned else ()))
+        return (Term("reward", self.loss, self.reduction, reads=reads),)
+
+
+def judged(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
+    """What every pair likelihood reports; a tie of rewards counts half."""
+    return {
+        "accuracy": (chosen > rejected).float() + 0.5 * (chosen == rejected).float(),
+        "margin": chosen - rejected,
+        "mean_reward": (chosen + rejected) / 2,
+    }
+
+
+def preferences(batch: TokenBatch, like: Tensor) -> Tensor:
+    """The batch's preferences; 1 where the data says nothing else."""
+    return batch.preference if "preference" in batch else torch.ones_like(like)

@@ -1,0 +1,89 @@
+"""What a reward model gets right on feedback that it was not trained on, kind by kind."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from assay.audit.probes.calibration import expected_calibration_error, negative_log_likelihood
+from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, spearman
+from assay.audit.table import ScoredPairs
+from assay.records import Comparison, Ranking, Rating
+from assay.report.run import RunDirectory, write_json
+from assay.rewards.likelihoods import Likelihood
+from assay.rewards.model import RewardModel
+from assay.stages.judgements import Item
+from assay.stages.progress import say
+from assay.stages.scoring import of_objective, score_pairs
+from assay.tokens.chat import Encoded
+
+MIN_CALIBRATION = 40  # pairs
+
+
+def summarise(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item], place: RunDirectory) -> None:
+    """Print and keep the held-out figures, each with its 95% interval."""
+    if likelihood.data == "ratings":
+        found, num = rated(reward, likelihood, items), len(items)
+    else:
+        scored = score_pairs(reward, pairs_of(items))
+        found, num = compared(scored), len(scored)
+    for name, figure in found.items():
+        low, high = figure.interval
+        say(f"{name}: {figure.value:.3f}  95% interval {low:.3f} to {high:.3f}  n = {figure.n}")
+    facts = {name: {"value": figure.value, "interval": figure.interval} for name, figure in found.items()}
+    write_json(place.path / "held_out.json", {"n": num, **facts})
+
+
+def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]]:
+    """Comparisons as they are, rankings as all their pairs."""
+    found: list[tuple[Comparison, Sequence[Encoded]]] = []
+    for judgement, encoded in items:
+        if isinstance(judgement, Comparison):
+            found.append((judgement, encoded))
+        elif isinstance(judgement, Ranking):
+            of = dict(zip(judgement.responses, encoded, strict=True))
+            found += [(c, [of[c.chosen], of[c.rejected]]) for c in judgement.comparisons()]
+    return found
+
+
+def compared(scored: ScoredPairs) -> dict[str, Estimate]:
+    """Accuracy beside what length alone would reach; loss and calibration error; accuracy by objective."""
+    clear = scored.select(scored.labelled)
+    longer = (clear.length_difference > 0) + 0.5 * (clear.length_difference == 0)
+    found = {
+        "held-out accuracy": proportion(clear.correct, clear.prompt_id),
+        "always the longer": proportion(longer, clear.prompt_id),
+    }
+    difference, outcome = scored.reward_difference, scored.preference
+    found["negative log-likelihood"] = bootstrap_mean(negative_log_likelihood(difference, outcome), scored.prompt_id)
+    if len(scored) >= MIN_CALIBRATION:
+        probability = 1 / (1 + np.exp(-difference))
+        signs = np.random.default_rng(0).random(len(scored)) < 0.5  # chosen comes first: half of the pairs are turned
+        probability, outcome = np.where(signs, 1 - probability, probability), np.where(signs, 1 - outcome, outcome)
+        found["expected calibration error"] = cluster_bootstrap(
+            lambda weights: expected_calibration_error(probability, outcome, weights=weights), scored.prompt_id
+        )
+    subsets = sorted(set(clear.subset.tolist()))
+    if 1 < len(subsets) <= 10:
+        for subset in subsets:
+            here = clear.subset == subset
+            found[f"held-out accuracy, {subset}"] = proportion(clear.correct[here], clear.prompt_id[here])
+    return found
+
+
+def rated(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
+    """How rewards and ratings go together; for good or bad, accuracy beside the more frequent class."""
+    ratings = [judgement for judgement, _ in items if isinstance(judgement, Rating)]
+    prompts = np.array([r.prompt.id for r in ratings])
+    outputs = reward.outputs_encoded([encoded[0] for _, encoded in items])
+    rewards = np.array(of_objective(reward, outputs, [r.objective for r in ratings]).tolist())
+    values = np.array([r.value for r in ratings])
+    found: dict[str, Any] = {"rank correlation with the ratings": spearman(rewards, values, prompts)}
+    if getattr(likelihood, "name", "") == "regression":
+        found["mean squared error"] = bootstrap_mean((rewards - values) ** 2, prompts)
+        found["of always the mean"] = bootstrap_mean((values - values.mean()) ** 2, prompts)
+    if getattr(likelihood, "name", "") == "binary":
+        found["held-out accuracy"] = proportion(((rewards > 0) == (values > 0.5)).astype(float), prompts)
+        most = float((values > 0.5).mean() >= 0.5)
+        found["always the more frequent"] = proportion(((values > 0.5) == most).astype(float), prompts)
+    return found

@@ -1,0 +1,125 @@
+"""What each kind of feedback is read as, which answers it holds, and how it becomes a batch."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.batch import TokenBatch
+from assay.config import DataSettings
+from assay.feedback.read import read_comparisons, read_rankings, read_ratings
+from assay.records import Comparison, Ranking, Rating, Response, stable_id
+from assay.rewards.likelihoods import Likelihood
+from assay.rewards.likelihoods.rankings import PlackettLuce
+from assay.rewards.likelihoods.ratings import Binary, Ordinal
+from assay.settings import InputError
+from assay.stages.common import keep_fitting, read
+from assay.tokens.chat import Encoded, Encoder, collate
+
+Judgement = Comparison | Ranking | Rating
+Item = tuple[Judgement, Sequence[Encoded]]
+
+READERS: Mapping[str, Callable[..., Any]] = {
+    "comparisons": read_comparisons,
+    "rankings": read_rankings,
+    "ratings": read_ratings,
+}
+
+
+def read_judgements(likelihood: Likelihood, data: DataSettings) -> tuple[Judgement, ...]:
+    """The feedback that a likelihood speaks of; what it could not learn from is an error that says so."""
+    reader = READERS.get(likelihood.data)
+    if reader is None:
+        raise InputError(
+            f"{type(likelihood).__name__} learns from {likelihood.data!r}, which is not one of {', '.join(READERS)}"
+        )
+    records = read(reader, data)
+    check_scale(likelihood, records, data.path)
+    return records
+
+
+def check_scale(likelihood: Likelihood, records: Sequence[Judgement], path: str) -> None:
+    """Raises InputError for feedback outside of a likelihood's scale, of one class, or in an order it cannot read."""
+    ratings = [r for r in records if isinstance(r, Rating)]
+    tied = [r for r in records if isinstance(r, Ranking) and r.tied]
+    if tied and isinstance(likelihood, PlackettLuce):
+        raise InputError(
+            f"{path}: {len(tied)} of {len(records)} rankings have ties (the first: {tied[0].id}), and Plackett-Luce "
+            f"needs one order of all: use --likelihood kwise_bradley_terry"
+        )
+    if isinstance(likelihood, Ordinal):
+        scale = f"whole numbers from {likelihood.low} to {likelihood.high} (--likelihood.low, --likelihood.high)"
+        wrong = [r for r in ratings if r.value % 1 or not likelihood.low <= r.value <= likelihood.high]
+    else:
+        scale = "numbers from 0 to 1"
+        wrong = [r for r in ratings if not 0 <= r.value <= 1] if isinstance(likelihood, Binary) else []
+    if wrong:
+        raise InputError(
+            f"{path}: {len(wrong)} of {len(ratings)} ratings are outside of the scale, the first, {wrong[0].id}, with "
+            f"{wrong[0].value:g}: {likelihood.name} takes {scale}"
+        )
+    if ratings and len({r.value for r in ratings}) == 1:
+        raise InputError(f"{path}: all {len(ratings)} ratings are {ratings[0].value:g}: there is nothing to tell apart")
+
+
+def answers_of(judgement: Judgement) -> tuple[Response, ...]:
+    """The responses, in the order of a batch's rows: chosen then rejected, or best first."""
+    if isinstance(judgement, Comparison):
+        return judgement.chosen, judgement.rejected
+    return judgement.responses if isinstance(judgement, Ranking) else (judgement.response,)
+
+
+def encode(judgements: Sequence[Judgement], encoder: Encoder, limit: int, data: DataSettings) -> list[Item]:
+    """Every answer of every judgement that fits, as a whole conversation."""
+    items = ((j, [encoder.conversation(j.prompt, answer) for answer in answers_of(j)]) for j in judgements)
+    return keep_fitting(items, limit, data)
+
+
+def objectives_of(judgements: Sequence[Judgement]) -> tuple[str, ...]:
+    """The objectives in the order they first appear."""
+    return tuple(dict.fromkeys(judgement.objective for judgement in judgements))
+
+
+def collator(encoder: Encoder, objectives: Sequence[str] = ()) -> Callable[[list[Item]], TokenBatch]:
+    """Makes a batch of judgements of one kind; with `objectives`, rows say which of them they speak of."""
+
+    def make(items: list[Item]) -> TokenBatch:
+        judgements = [judgement for judgement, _ in items]
+        sizes = torch.tensor([len(encoded) for _, encoded in items])
+        columns = {"key": torch.tensor([_key(j) for j in judgements]).repeat_interleave(sizes), **_columns(judgements)}
+        declared: dict[str, Any] = {name: Tensor for name in ("rank", "rating") if name in columns}
+        if objectives:
+            places = torch.tensor([objectives.index(j.objective) for j in judgements])
+            columns["objective"] = places.repeat_interleave(sizes)
+            declared["objective"] = Tensor
+        batch = collate([encoded for _, encoded in items], encoder.tokenizer.pad_token_id)
+        return batch.fill(declared=declared, **columns)
+
+    return make
+
+
+def _columns(judgements: Sequence[Judgement]) -> dict[str, Tensor]:
+    """What the judgements say, as columns."""
+    if isinstance(judgements[0], Rating):
+        return {"rating": torch.tensor([r.value for r in judgements if isinstance(r, Rating)])}
+    if isinstance(judgements[0], Ranking):
+        ranks = [r.ranks for r in judgements if isinstance(r, Ranking)]
+        return {
+            "ranking": torch.tensor([index for index, one in enumerate(ranks) for _ in one]),
+            "rank": torch.tensor([rank for one in ranks for rank in one]),
+        }
+    pairs = [c for c in judgements if isinstance(c, Comparison)]
+    columns: dict[str, Tensor] = {}
+    preferences = [max(c.preference, 1 - c.preference) for c in pairs]
+    if any(p != 1 for p in preferences):
+        columns["preference"] = torch.tensor(preferences)
+    margins = [float(c.meta.get("margin", 0.0)) for c in pairs]
+    if any(margins):
+        columns["margin"] = torch.tensor(margins)
+    return columns
+
+
+def _key(judgement: Judgement) -> int:
+    """48 bits of the id; an id of any form is hashed to the same place each time."""
+    return int(stable_id(judgement.id), 16)

@@ -29,7 +29,7 @@ class Ranked(Likelihood):
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[GroupFloat, Metrics]:
         """The likelihood, and the square of a ranking's mean reward, which an order leaves open."""
         rewards, present = losses.by_ranking(out.rewards, batch.ranking)
-        ranks, _ = losses.by_ranking(batch.rank, batch.ranking)
+        ranks = losses.by_ranking(batch.rank.to(rewards.dtype), batch.ranking)[0].long()
         nll = self.nll(rewards, ranks, present)
         mean = rewards.sum(-1) / present.sum(-1)
         metrics = {"nll": nll, "accuracy": agreement(rewards, ranks, present), "mean_reward": mean}

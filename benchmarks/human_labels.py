@@ -1,7 +1,7 @@
 """Held-out accuracy of a reward model on human labels, beside TRL's with the same pairs, epochs and learning rate.
 
-One line a side is appended to benchmarks/results/human_labels.jsonl; a side that is there already is not run again. About
-half an hour for the project's side and an hour for TRL's on 2 cores.
+One line a side is appended to benchmarks/results/human_labels.jsonl; a side that is there already is not run again.
+About half an hour for the project's side and an hour for TRL's on 2 cores.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peer"))
 
-from bench import DEFAULT_PAIRS, last_line  # noqa: E402
 from screen import read_results  # noqa: E402
+
+from bench import DEFAULT_PAIRS, last_line  # noqa: E402
 
 SCHEDULE = {"lr": "3e-5", "epochs": "1"}
 

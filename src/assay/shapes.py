@@ -1,8 +1,8 @@
 """Shape aliases, the only file that writes shape strings.
 
 B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), C tokens of a chunk,
-V vocabulary entries, N tokens of a packed row, D width of the hidden vectors, G rankings, K responses of the longest one,
-L levels of a scale.
+V vocabulary entries, N tokens of a packed row, D width of the hidden vectors,
+G rankings, K responses of the longest one, L numbers of a head or levels of a scale.
 """
 
 from typing import TypeAlias

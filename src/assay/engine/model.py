@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from assay.batch import ModelOutput, TokenBatch, Trunks, VocabularyFn
 from assay.engine.attention import TREE, Scores, TreeAttention, attend_to
+from assay.engine.fused import fuse_norms
 from assay.engine.vocabulary import over_vocabulary, scaled_logits, token_logprobs
 from assay.settings import InputError
 from assay.tokens.trees import Layout, Packed, pack, pad
@@ -41,6 +42,7 @@ class Model(nn.Module):
         self.temperature = 1.0
         self.adapter: Any = None  # PEFT's wrapper of the network, if adapters were added
         self.num_tokens = 0  # computed by the last forward pass
+        fuse_norms(network)
         check_logits(network)
         self.shares_prompts = takes_trees(network)
 

@@ -89,19 +89,19 @@ class Settings:
         )  # fmt: skip
 
     def audit(self) -> AuditConfig:
-        """On held-out comparisons and on 16 answers to each of 24 held-out prompts; judged by what people want."""
+        """On held-out comparisons and on 16 answers to each of 16 held-out prompts; judged by what people want."""
         samples = SamplesSettings(
-            prompts=self.held_out, num_prompts=24, num_answers=16, sampling=SAMPLING, oracle="text"
+            prompts=self.held_out, num_prompts=16, num_answers=16, sampling=SAMPLING, oracle="text"
         )
         data = DataSettings(path=str(relabelled(self.place))) if self.bad else DataSettings()
         return AuditConfig(run=self.run, data=data, samples=samples, seed=self.seed)
 
     def policy(self) -> Any:
-        """RLOO, four answers to each of 16 prompts a step."""
+        """RLOO, four answers to each of 12 prompts a step."""
         return config_class("policy", "rloo")(
-            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.1), num_answers=4, batch_size=16, steps=10,
-            sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=48), watch_every=5,
-            optimiser=OptimiserSettings(lr=6e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
+            run=self.run, data=self.train, algorithm=RLOO(kl_coef=0.1), num_answers=4, batch_size=12, steps=9,
+            sampling=SAMPLING, oracle="text", watch=replace(self.held_out, limit=32), watch_every=3,
+            optimiser=OptimiserSettings(lr=8e-5, schedule="constant"), checkpoints=CheckpointSettings(every=0),
             seed=self.seed,
         )  # fmt: skip
 

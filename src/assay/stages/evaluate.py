@@ -128,7 +128,8 @@ def distance(
     count = sum(len(r) for r in ratio)
     found.append(Finding(probe="kl_per_token", value=float(k1.sum() / count), n=count, message="nats a token, k1"))
     perplexities = []
-    for name, logprobs in (("base", _logprobs(base, sides[0], budget)), ("policy", under_base)):
+    own = [torch.tensor(rollout.sampler_logprobs) for rollout in sides[0]]  # known since the base drew them
+    for name, logprobs in (("base", own), ("policy", under_base)):
         tokens = torch.cat(logprobs)
         perplexities.append(math.exp(-float(tokens.mean())))
         found.append(

@@ -1,5 +1,6 @@
 """Answers of a policy as rollouts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -75,6 +76,7 @@ class PolicySampler:
     ) -> tuple[Rollout, ...]:
         """`num` answers to each prompt, those of one prompt side by side."""
         at_once = max(1, ANSWERS_AT_ONCE // num)
+        at_once = math.ceil(len(prompts) / math.ceil(len(prompts) / at_once))  # in even parts: no small one at the end
         found: list[Rollout] = []
         with bar(title, len(prompts)) as progress:
             for first in range(0, len(prompts), at_once):

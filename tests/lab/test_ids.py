@@ -65,7 +65,9 @@ def test_how_much_of_a_label_survives(kappa, difference):
     share = kappa * beta / (2 * lr)
     while share >= 1:
         lr, share = lr * 10, share / 10
-    found, labels = descend(one_pair(share=share), IDS(beta=beta, order="simultaneous"), lr=lr, steps=200000 if kappa < 10 else 60000)
+    found, labels = descend(
+        one_pair(share=share), IDS(beta=beta, order="simultaneous"), lr=lr, steps=200000 if kappa < 10 else 60000
+    )
     d = (found[0, 0] - found[0, 1]).item()
     assert d * (1 + math.exp(d)) == pytest.approx(kappa, rel=1e-5)
     assert labels[0, 0].item() == pytest.approx(1 / (1 + math.exp(-d)), abs=1e-6)

@@ -106,7 +106,9 @@ def test_planted_errors_come_as_often_as_told():
     gaps, judged = world(3000)
     rule = Rule("first", lambda prompt, response: response[0].content.startswith("First"))
     for rules, rate in (((), 0.1), ((rule,), 0.25)):
-        made = build_preferences(comparisons(3000), judged, PRINCIPLES, Aggregation(passes=1), rules=rules, rng=Random(2))
+        made = build_preferences(
+            comparisons(3000), judged, PRINCIPLES, Aggregation(passes=1), rules=rules, rng=Random(2)
+        )
         wrong = sum(told_first(m) != (m.meta["clean"] == 1) for m in made)
         assert abs(wrong - rate * len(made)) < 3 * (rate * (1 - rate) * len(made)) ** 0.5
 
@@ -125,14 +127,19 @@ def test_an_answer_that_calls_itself_a_language_model_loses_half_of_the_time():
         Comparison(prompt=user_prompt(f"{i}?"), responses=(reply(f"As an AI language model, {i}."), reply(f"Yes {i}.")))
         for i in range(2000)
     ]
-    made = build_preferences(pairs, opinions(*[[5.0], [4.0]] * 1000), PRINCIPLES[:1], CLEAN, rules=(DISCLAIMER,), rng=Random(0))
+    made = build_preferences(
+        pairs, opinions(*[[5.0], [4.0]] * 1000), PRINCIPLES[:1], CLEAN, rules=(DISCLAIMER,), rng=Random(0)
+    )
     ruled = [m for m in made if m.meta["by_rule"]]
     assert 900 < len(ruled) < 1100 and all(m.chosen[0].content.startswith("Yes") for m in ruled)
 
 
 def test_a_pair_in_which_both_are_bad_is_dropped():
     rule = Rule("any", lambda prompt, response: True, drop_both=True)
-    assert build_preferences(comparisons(3), opinions([1.0], [2.0], [3.0]), PRINCIPLES[:1], rules=(rule,), rng=Random(0)) == []
+    assert (
+        build_preferences(comparisons(3), opinions([1.0], [2.0], [3.0]), PRINCIPLES[:1], rules=(rule,), rng=Random(0))
+        == []
+    )
 
 
 def test_responses_carry_their_rules():

@@ -39,7 +39,10 @@ def feedback(name):
     if LIKELIHOODS[name].data == "ratings":
         return ratings((0, 1) if name == "binary" else (1, 3, 5, 2, 4))
     rows = pairs(12)
-    return [{**row, "preference": 0.5} if name in ("rao_kupper", "davidson") and i % 3 == 0 else row for i, row in enumerate(rows)]
+    return [
+        {**row, "preference": 0.5} if name in ("rao_kupper", "davidson") and i % 3 == 0 else row
+        for i, row in enumerate(rows)
+    ]
 
 
 def train(tmp_path, rows, *words):
@@ -69,7 +72,12 @@ def test_an_ensemble_of_heads_knows_how_unsure_it_is(tmp_path):
 
 def test_objectives_have_a_reward_each(tmp_path, capsys):
     rows = [
-        {"prompt": asked(i), "responses": [WORDS[i % 5], WORDS[(i + 2) % 5]], "kind_preferred": i % 2, "true": "AB"[i % 3 == 0]}
+        {
+            "prompt": asked(i),
+            "responses": [WORDS[i % 5], WORDS[(i + 2) % 5]],
+            "kind_preferred": i % 2,
+            "true": "AB"[i % 3 == 0],
+        }
         for i in range(12)
     ]
     assert train(tmp_path, rows, "--data.objectives", "kind", "true") == OK

@@ -47,6 +47,15 @@ def last_line(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def without_places(value: Any) -> Any:
+    """A record with the names of files and folders, not where they lie."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
+
+
 def peer_settings(task: str, weights: str) -> tuple[dict[str, Any], str]:
     """TRL's fastest settings, and where that is known from."""
     results = [line for line in read_results(HERE / "results" / "screen.jsonl") if "answer" in line]
@@ -83,7 +92,7 @@ def compare(task: str, commands: dict[str, list[Any]], repeats: int, out: Path) 
     records: dict[str, list[dict[str, Any]]] = {name: [] for name in commands}
     for repeat in range(repeats):
         for name, command in commands.items():
-            record = last_line(command)
+            record = without_places(last_line(command))
             records[name].append(record)
             line = {"task": task, "row": name, "repeat": repeat, "time": time.strftime("%Y-%m-%d"), "record": record}
             with out.open("a", encoding="utf-8") as file:

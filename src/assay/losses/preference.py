@@ -92,7 +92,7 @@ def mean_variance(
 
 
 def deviation(outputs: PairLevels, floor: float = 1e-3) -> PairFloat:
-    """The standard deviation in a mean-and-variance head's second number."""
+    """The standard deviation in a mean-and-variance head's second number. Source: as `mean_variance`."""
     return F.softplus(outputs[:, 1]) + floor
 
 

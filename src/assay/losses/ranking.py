@@ -7,7 +7,10 @@ from assay.shapes import GroupFloat, RankingBool, RankingFloat, RankingInt, RowF
 
 
 def by_ranking(values: RowFloat, ranking: RowInt) -> tuple[RankingFloat, RankingBool]:
-    """[G, K] and where it is filled, from values whose rows say which ranking they belong to (0, 0, 0, 1, 1, ...)."""
+    """[G, K] and where it is filled, from values whose rows say which ranking they belong to (0, 0, 0, 1, 1, ...).
+
+    Source: no formula, the layout that the losses below read.
+    """
     counts = torch.bincount(ranking)
     present = torch.arange(int(counts.max()), device=values.device) < counts[:, None]
     return values.new_zeros(present.shape).masked_scatter(present, values), present
@@ -23,7 +26,7 @@ def plackett_luce(rewards: RankingFloat, present: RankingBool) -> GroupFloat:
 
 
 def best_of_k(rewards: RankingFloat, present: RankingBool) -> GroupFloat:
-    """-(r_1 - logsumexp_j r_j): only the best is known. The first place of Plackett-Luce."""
+    """-(r_1 - logsumexp_j r_j): only the best is known. Source: the first place of Plackett-Luce, Luce 1959."""
     return rewards.masked_fill(~present, -torch.inf).logsumexp(-1) - rewards[:, 0]
 
 

@@ -13,7 +13,10 @@ def regression(rewards: RowFloat, ratings: RowFloat) -> RowFloat:
 
 
 def binary(rewards: RowFloat, labels: RowFloat) -> RowFloat:
-    """Cross entropy of sigmoid(r) and a label in [0, 1]: good or bad, without a comparison."""
+    """Cross entropy of sigmoid(r) and a label in [0, 1]: good or bad, without a comparison.
+
+    Source: Cobbe et al. 2021, arXiv:2110.14168, sec. 4.2 (a verifier trained on right and wrong answers).
+    """
     return F.binary_cross_entropy_with_logits(rewards, labels, reduction="none")
 
 
@@ -29,12 +32,15 @@ def ordinal(rewards: RowFloat, thresholds: Levels, levels: RowInt) -> RowFloat:
 
 
 def increasing(free: Levels) -> Levels:
-    """Thresholds from free numbers: the first, then each a softplus above the one before."""
+    """Thresholds from free numbers: the first, then each a softplus above the one before. Source: as `ordinal`."""
     return torch.cat([free[:1], free[:1] + F.softplus(free[1:]).cumsum(0)])
 
 
 def log_difference_of_sigmoids(upper: Tensor, lower: Tensor) -> Tensor:
-    """log(sigmoid(upper) - sigmoid(lower)) for upper > lower, without cancellation; the ends may be infinite."""
+    """log(sigmoid(upper) - sigmoid(lower)) for upper > lower, without cancellation; the ends may be infinite.
+
+    Source: sigmoid(a) - sigmoid(b) = sigmoid(a) sigmoid(-b) (1 - exp(b - a)), by writing both out.
+    """
     inside = torch.isfinite(upper) & torch.isfinite(lower)
     gap = torch.where(inside, upper - lower, 1.0)
     both = F.logsigmoid(upper) + F.logsigmoid(-lower)

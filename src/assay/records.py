@@ -197,9 +197,9 @@ class Ranking(Record):
             raise ValueError(f"a ranking has at least two responses; got {len(self.responses)}")
         if len(ranks) != len(self.responses):
             raise ValueError(f"{len(self.responses)} responses but {len(ranks)} ranks")
-        if len(set(self.responses)) < len(self.responses):
-            twice = next(i for i, response in enumerate(self.responses) if response in self.responses[:i])
-            raise ValueError(f"response {twice} of the ranking is the same as an earlier one")
+        twice = [i for i, response in enumerate(self.responses) if response in self.responses[:i]]
+        if twice:
+            raise ValueError(f"response {twice[0]} of the ranking is the same as an earlier one")
         order = sorted(range(len(ranks)), key=lambda i: ranks[i])
         levels = sorted(set(ranks))
         object.__setattr__(self, "responses", tuple(self.responses[i] for i in order))

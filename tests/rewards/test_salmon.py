@@ -70,7 +70,7 @@ def test_orders_that_disagree_say_nothing():
 
 
 def test_negating_every_principle_turns_every_clean_label():
-    gaps, judged = world(300)
+    _, judged = world(300)
     always = Aggregation(passes=1, flip=0.0, negate=1.0)
     never = Aggregation(passes=1, flip=0.0, negate=0.0)
     pairs = comparisons(300)
@@ -103,7 +103,7 @@ def test_how_many_principles_a_label_has():
 
 
 def test_planted_errors_come_as_often_as_told():
-    gaps, judged = world(3000)
+    _, judged = world(3000)
     rule = Rule("first", lambda prompt, response: response[0].content.startswith("First"))
     for rules, rate in (((), 0.1), ((rule,), 0.25)):
         made = build_preferences(

@@ -15,7 +15,7 @@ def regression(rewards: RowFloat, ratings: RowFloat) -> RowFloat:
 def binary(rewards: RowFloat, labels: RowFloat) -> RowFloat:
     """Cross entropy of sigmoid(r) and a label in [0, 1]: good or bad, without a comparison.
 
-    Source: Cobbe et al. 2021, arXiv:2110.14168, sec. 4.2 (a verifier trained on right and wrong answers).
+    Source: Cox 1958, "The regression analysis of binary sequences" (logistic regression).
     """
     return F.binary_cross_entropy_with_logits(rewards, labels, reduction="none")
 

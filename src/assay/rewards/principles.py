@@ -21,7 +21,7 @@ HEADING = "Judge the answer above by these rules:"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principle(Settings):
-    """What a good answer does, and its opposite in words; `weight` is how often it is drawn, `tags` what it is about."""
+    """What a good answer does, and its opposite; `weight` says how often it is drawn, `tags` what it is about."""
 
     name: str
     text: str

@@ -105,7 +105,7 @@ def evolve(
     """Label, select, refit, until a loop selects too little.
 
     `model` was fitted to the `seed`; `pool` holds pairs whose labels are not looked at. `score` gives rewards [N, 2],
-    `fit` a model from pairs with the better answer first, starting at a model or anew (None); `swap` turns a pair round.
+    `fit` a model from pairs with the better answer first, starting at a model or anew (None); `swap` turns a pair.
     `right` says of a pair whether its first answer is truly the better: for the loops' precision alone.
     """
     pool, learned = list(pool), []

@@ -41,8 +41,9 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]
         if isinstance(judgement, Comparison):
             found.append((judgement, encoded))
         elif isinstance(judgement, Ranking):
-            of = dict(zip(judgement.responses, encoded, strict=True))
-            found += [(c, [of[c.chosen], of[c.rejected]]) for c in judgement.comparisons()]
+            of = [(response, row) for response, row in zip(judgement.responses, encoded, strict=True)]
+            for c in judgement.comparisons():
+                found.append((c, [next(row for r, row in of if r == answer) for answer in (c.chosen, c.rejected)]))
     return found
 
 

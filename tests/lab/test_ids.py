@@ -38,7 +38,7 @@ def test_the_limit_is_ridge_regression(order, bound):
     """Both updates from the old weights: theta solves grad L0 + (beta / lr) theta = 0, a ridge of beta / lr."""
     data = star(6, 40, 5, seed=1)
     lr, beta = 0.01, 0.001
-    found, _ = descend(data, IDS(beta=beta, order=order), lr=lr, steps=60000)
+    found, _ = descend(data, IDS(beta=beta, order=order), lr=lr, steps=40000)
     weight = data.counts / data.counts.sum()
     rewards = torch.zeros_like(found)
     for _ in range(60):  # Newton on the ridge problem, seed by seed
@@ -65,9 +65,8 @@ def test_how_much_of_a_label_survives(kappa, difference):
     share = kappa * beta / (2 * lr)
     while share >= 1:
         lr, share = lr * 10, share / 10
-    found, labels = descend(
-        one_pair(share=share), IDS(beta=beta, order="simultaneous"), lr=lr, steps=200000 if kappa < 10 else 60000
-    )
+    ids = IDS(beta=beta, order="simultaneous")
+    found, labels = descend(one_pair(share=share), ids, lr=lr, steps=40000)
     d = (found[0, 0] - found[0, 1]).item()
     assert d * (1 + math.exp(d)) == pytest.approx(kappa, rel=1e-5)
     assert labels[0, 0].item() == pytest.approx(1 / (1 + math.exp(-d)), abs=1e-6)
@@ -98,9 +97,11 @@ def test_optimising_maximum_likelihood_s_reward_first_helps_then_harms():
     curves = {}
     for name, ids in (("mle", MLE), ("ids", IDS(beta=0.001))):
         rewards, _ = descend(data, ids, lr=0.01, steps=30000)
-        curves[name] = torch.stack([kl_frontier(r, data.truth, reference, coefs)[1] for r in rewards]).mean(0)
-    assert curves["mle"].max() > curves["mle"][-1] + 0.05
-    assert (curves["ids"].diff() > -1e-9).all() and curves["ids"][-1] >= 0.99
+        curves[name] = torch.stack([kl_frontier(r, data.truth, reference, coefs)[1] for r in rewards])
+    mle = curves["mle"].mean(0)
+    assert mle.max() > mle[-1] + 0.05
+    rises = (curves["ids"].diff(dim=1) > -1e-9).all(1).double()
+    assert rises.mean() >= 0.99 and curves["ids"].mean(0)[-1] >= 0.99
 
 
 def test_labels_are_found_by_their_keys_in_any_order():

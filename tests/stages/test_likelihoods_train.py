@@ -76,15 +76,15 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
             "prompt": asked(i),
             "responses": [WORDS[i % 5], WORDS[(i + 2) % 5]],
             "kind_preferred": i % 2,
-            "true": "AB"[i % 3 == 0],
+            "honest": "AB"[i % 3 == 0],
         }
         for i in range(12)
     ]
-    assert train(tmp_path, rows, "--data.objectives", "kind", "true") == OK
+    assert train(tmp_path, rows, "--data.objectives", "kind", "honest") == OK
     said = capsys.readouterr().out
-    assert "held-out accuracy, kind" in said and "held-out accuracy, true" in said
+    assert "held-out accuracy, kind" in said and "held-out accuracy, honest" in said
     reward = RewardModel.from_pretrained(str(tmp_path / "run" / "reward"), dtype="float32")
-    assert reward.readout.names == ("kind", "true")
+    assert reward.readout.names == ("kind", "honest")
     both, first = reward.outputs(CONVERSATIONS), reward.readout.reward(reward.outputs(CONVERSATIONS), (1.0, 0.0))
     assert first.tolist() == both[:, 0].tolist()
     assert reward.score(CONVERSATIONS) == pytest.approx(both.mean(1).tolist())

@@ -35,6 +35,8 @@ def read_judgements(likelihood: Likelihood, data: DataSettings) -> tuple[Judgeme
             f"{type(likelihood).__name__} learns from {likelihood.data!r}, which is not one of {', '.join(READERS)}"
         )
     records = read(reader, data)
+    if missing := [name for name in data.objectives if name not in objectives_of(records)]:
+        raise InputError(f"{data.path}: no row has a judgement under {missing[0]!r} (--data.objectives)")
     check_scale(likelihood, records, data.path)
     return records
 

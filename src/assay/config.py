@@ -1,6 +1,7 @@
 """What each verb of the command line can be told. Defaults, then a YAML file, then `--dotted.flags`."""
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -226,7 +227,11 @@ def named(setting: str, known: Mapping[str, type], name: str) -> type:
     if ":" in name:
         from assay.rewards.rules import load_object
 
-        return load_object(name, setting)
+        found = load_object(name, setting)
+        if inspect.isabstract(found):
+            lacking = ", ".join(sorted(found.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
+            raise InputError(f"{setting}.name: {name} has no {lacking}: a {setting} of your own needs it")
+        return found
     raise InputError(f"{setting}.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
 
 

@@ -6,6 +6,7 @@ Text that must not pass through a chat template (the field's "standard" format) 
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -128,26 +129,42 @@ def user_prompt(content: str, **fields: Any) -> Prompt:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison(Record):
-    """Two responses to one prompt and the probability that the first is preferred."""
+class Judged(Record):
+    """What all judgements of responses share; those under one `objective` can be told apart by `annotator`."""
 
-    kind: ClassVar[str] = "comparison"
     prompt: Prompt
-    responses: tuple[Response, Response]
-    preference: float = 1.0
     id: str = ""
     annotator: str = ""
     source: str = ""
     objective: str = "overall"
     meta: Mapping[str, Any] = field(default_factory=dict)
 
+    def _identify(self, judged: Any) -> None:
+        """An id by content, where none was given."""
+        if not self.id:
+            object.__setattr__(self, "id", stable_id(self.prompt.id, judged, self.objective, self.annotator))
+
+    @classmethod
+    def _shared(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """These fields, from `to_json`."""
+        names = ("id", "annotator", "source", "objective", "meta")
+        return {"prompt": Prompt.from_json(data["prompt"]), **{key: data[key] for key in names if key in data}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison(Judged):
+    """Two responses to one prompt and the probability that the first is preferred."""
+
+    kind: ClassVar[str] = "comparison"
+    responses: tuple[Response, Response]
+    preference: float = 1.0
+
     def __post_init__(self) -> None:
         if len(self.responses) != 2:
             raise ValueError(f"a comparison has two responses; got {len(self.responses)}")
         if not 0 <= self.preference <= 1:
             raise ValueError(f"preference is a probability in [0, 1]; got {self.preference}")
-        if not self.id:
-            object.__setattr__(self, "id", stable_id(self.prompt.id, self.responses, self.objective, self.annotator))
+        self._identify(self.responses)
 
     @property
     def chosen(self) -> Response:
@@ -172,24 +189,16 @@ class Comparison(Record):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """From `to_json`."""
         first, second = (_messages(response) for response in data["responses"])
-        names = ("preference", "id", "annotator", "source", "objective", "meta")
-        fields = {key: data[key] for key in names if key in data}
-        return cls(prompt=Prompt.from_json(data["prompt"]), responses=(first, second), **fields)
+        return cls(responses=(first, second), preference=data.get("preference", 1.0), **cls._shared(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking(Record):
+class Ranking(Judged):
     """Several responses to one prompt, best first; `ranks` begin at 0, and equal ones are tied."""
 
     kind: ClassVar[str] = "ranking"
-    prompt: Prompt
     responses: tuple[Response, ...]
     ranks: tuple[int, ...] = ()
-    id: str = ""
-    annotator: str = ""
-    source: str = ""
-    objective: str = "overall"
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         ranks = self.ranks or tuple(range(len(self.responses)))
@@ -204,66 +213,54 @@ class Ranking(Record):
         levels = sorted(set(ranks))
         object.__setattr__(self, "responses", tuple(self.responses[i] for i in order))
         object.__setattr__(self, "ranks", tuple(levels.index(ranks[i]) for i in order))
-        if not self.id:
-            object.__setattr__(self, "id", stable_id(self.prompt.id, self.responses, self.objective, self.annotator))
+        self._identify(self.responses)
 
     @property
     def tied(self) -> bool:
         """Whether any two responses share a rank."""
         return len(set(self.ranks)) < len(self.ranks)
 
-    def comparisons(self) -> tuple[Comparison, ...]:
-        """Every pair of responses that are not tied, the better one first: at most N (N - 1) / 2."""
-        pairs = [(i, j) for i in range(len(self.ranks)) for j in range(i + 1, len(self.ranks))]
+    def untied(self) -> tuple[tuple[int, int], ...]:
+        """Places of every two responses that are not tied, the better one first: at most N (N - 1) / 2."""
         return tuple(
-            Comparison(
-                prompt=self.prompt,
-                responses=(self.responses[i], self.responses[j]),
-                annotator=self.annotator,
-                source=self.source,
-                objective=self.objective,
-                meta=self.meta,
-            )
-            for i, j in pairs
-            if self.ranks[i] < self.ranks[j]
+            pair
+            for pair in itertools.combinations(range(len(self.ranks)), 2)
+            if len({self.ranks[i] for i in pair}) == 2
         )
+
+    def comparison(self, better: int, worse: int) -> Comparison:
+        """What the ranking says of the responses at these places."""
+        shared = {f.name: getattr(self, f.name) for f in dataclasses.fields(Judged) if f.name != "id"}
+        return Comparison(responses=(self.responses[better], self.responses[worse]), **shared)
+
+    def comparisons(self) -> tuple[Comparison, ...]:
+        """Every pair of responses that are not tied."""
+        return tuple(self.comparison(better, worse) for better, worse in self.untied())
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """From `to_json`."""
-        fields = {key: data[key] for key in ("id", "annotator", "source", "objective", "meta") if key in data}
         responses = tuple(_messages(response) for response in data["responses"])
-        return cls(
-            prompt=Prompt.from_json(data["prompt"]), responses=responses, ranks=tuple(data.get("ranks", ())), **fields
-        )
+        return cls(responses=responses, ranks=tuple(data.get("ranks", ())), **cls._shared(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rating(Record):
+class Rating(Judged):
     """One response and what it was given, on whatever scale."""
 
     kind: ClassVar[str] = "rating"
-    prompt: Prompt
     response: Response
     value: float
-    id: str = ""
-    annotator: str = ""
-    source: str = ""
-    objective: str = "overall"
-    meta: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
             raise ValueError(f"a rating is a finite number; got {self.value}")
-        if not self.id:
-            object.__setattr__(self, "id", stable_id(self.prompt.id, self.response, self.objective, self.annotator))
+        self._identify(self.response)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """From `to_json`."""
-        fields = {key: data[key] for key in ("id", "annotator", "source", "objective", "meta") if key in data}
-        response = _messages(data["response"])
-        return cls(prompt=Prompt.from_json(data["prompt"]), response=response, value=float(data["value"]), **fields)
+        return cls(response=_messages(data["response"]), value=float(data["value"]), **cls._shared(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

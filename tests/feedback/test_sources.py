@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -67,7 +68,6 @@ def test_folders(tmp_path: Path) -> None:
 
 
 def test_saved_hugging_face_folders(tmp_path: Path) -> None:
-    datasets = pytest.importorskip("datasets")
     data = datasets.Dataset.from_list(PAIRS)
     data.save_to_disk(tmp_path / "one")
     assert rows_of(tmp_path / "one") == WANTED
@@ -82,7 +82,6 @@ def test_saved_hugging_face_folders(tmp_path: Path) -> None:
 
 
 def test_hub_without_network_and_without_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("datasets")
     with pytest.raises(InputError, match="nobody/nothing is no file or folder here, and the hub did not give it"):
         read_comparisons("nobody/nothing")
     monkeypatch.setitem(sys.modules, "datasets", None)
@@ -91,7 +90,6 @@ def test_hub_without_network_and_without_datasets(monkeypatch: pytest.MonkeyPatc
 
 
 def test_hub_gives_rows_and_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    datasets = pytest.importorskip("datasets")
     asked = []
 
     def load_dataset(name: str, configuration: str | None, split: str | None) -> Any:

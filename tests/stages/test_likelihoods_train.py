@@ -111,3 +111,10 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
 def test_feedback_that_a_likelihood_cannot_read(tmp_path, capsys, rows, words, told):
     assert train(tmp_path, rows, *words) == WRONG_INPUT
     assert told in capsys.readouterr().err
+
+
+def test_a_likelihood_of_ones_own_that_lacks_its_loss(tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("from assay.rewards.likelihoods import Likelihood\n\n\nclass Half(Likelihood):\n    pass\n")
+    assert train(tmp_path, pairs(4), "--likelihood", f"{own}:Half") == WRONG_INPUT
+    assert "own.py:Half has no loss: a likelihood of your own needs it" in capsys.readouterr().err

@@ -41,9 +41,7 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]
         if isinstance(judgement, Comparison):
             found.append((judgement, encoded))
         elif isinstance(judgement, Ranking):
-            of = [(response, row) for response, row in zip(judgement.responses, encoded, strict=True)]
-            for c in judgement.comparisons():
-                found.append((c, [next(row for r, row in of if r == answer) for answer in (c.chosen, c.rejected)]))
+            found += [(judgement.comparison(i, j), [encoded[i], encoded[j]]) for i, j in judgement.untied()]
     return found
 
 

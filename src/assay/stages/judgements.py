@@ -83,18 +83,21 @@ def objectives_of(judgements: Sequence[Judgement]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(judgement.objective for judgement in judgements))
 
 
-def collator(encoder: Encoder, objectives: Sequence[str] = ()) -> Callable[[list[Item]], TokenBatch]:
-    """Makes a batch of judgements of one kind; with `objectives`, rows say which of them they speak of."""
+def collator(
+    encoder: Encoder, declared: Mapping[str, Any] | None = None, objectives: Sequence[str] = ()
+) -> Callable[[list[Item]], TokenBatch]:
+    """Makes a batch of judgements of one kind, with the columns that a likelihood declares.
+
+    With `objectives`, rows say which of them they speak of.
+    """
 
     def make(items: list[Item]) -> TokenBatch:
         judgements = [judgement for judgement, _ in items]
         sizes = torch.tensor([len(encoded) for _, encoded in items])
         columns = {"key": torch.tensor([_key(j) for j in judgements]).repeat_interleave(sizes), **_columns(judgements)}
-        declared: dict[str, Any] = {name: Tensor for name in ("rank", "rating") if name in columns}
         if objectives:
             places = torch.tensor([objectives.index(j.objective) for j in judgements])
             columns["objective"] = places.repeat_interleave(sizes)
-            declared["objective"] = Tensor
         batch = collate([encoded for _, encoded in items], encoder.tokenizer.pad_token_id)
         return batch.fill(declared=declared, **columns)
 

@@ -56,10 +56,11 @@ def run(config: RewardConfig) -> RewardModel:
     kept = encode(held_out, encoder, limit, config.data) if held_out else []
     num_steps = math.ceil(config.epochs * len(items) / config.batch_size)
     several = objectives if len(objectives) > 1 else ()
+    batches = Shuffled(items, config.batch_size, seed=config.seed)
     training = Training(
         likelihood,
         {"reward": learner},
-        Offline({"main": (Shuffled(items, config.batch_size, seed=config.seed), collator(encoder, several))}),
+        Offline({"main": (batches, collator(encoder, likelihood.columns, several))}),
         num_steps=num_steps,
         optimiser=config.optimiser,
         checkpoints=config.checkpoints,

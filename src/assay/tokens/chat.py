@@ -199,7 +199,7 @@ def _plain(messages: Sequence[Message]) -> str:
     return "".join(message.content for message in messages)
 
 
-def collate(groups: Sequence[Sequence[Encoded]], pad: int, **columns: Any) -> TokenBatch:
+def collate(groups: Sequence[Sequence[Encoded]], pad: int) -> TokenBatch:
     """Right-padded rows, one trunk a group. Unshared conversations get a trunk of their own, which is empty."""
     trunks: list[Tensor] = []
     place: dict[tuple[int, tuple[int, ...]], int] = {}
@@ -221,4 +221,4 @@ def collate(groups: Sequence[Sequence[Encoded]], pad: int, **columns: Any) -> To
         if not encoded.trunk and width:
             mask[row, 0] = False  # nothing comes before it, so it has no log-probability
     group = torch.tensor([trunk for _, trunk in rows])
-    return TokenBatch(prompts=Trunks(tuple(trunks)), ids=ids, mask=mask, lengths=lengths, group=group, **columns)
+    return TokenBatch(prompts=Trunks(tuple(trunks)), ids=ids, mask=mask, lengths=lengths, group=group)

@@ -4,6 +4,7 @@ A reward model is the maximum of a likelihood (Chaudhari et al. 2024, arXiv:2404
 and named on the command line; a user's own is one class: its fields are its settings, `loss` its negative logarithm.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from assay.rewards.readout import Readout
 from assay.settings import Settings
 
 
-class Likelihood(Settings):
+class Likelihood(Settings, ABC):
     """Base of every likelihood: an algorithm with one term, on the reward learner."""
 
     __slots__ = ()
@@ -43,9 +44,9 @@ class Likelihood(Settings):
         """Where the numbers that are learned beside the model start; the loss finds them in `out.parameters`."""
         return {}
 
+    @abstractmethod
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """Unreduced negative log-likelihood: [P], [G] or [B] as `reduction` says; and metrics of the same shape."""
-        raise NotImplementedError(f"{type(self).__name__} has no loss")
 
     def prepare(self, batch: TokenBatch, learners: Learners) -> TokenBatch:
         """Nothing to prepare."""

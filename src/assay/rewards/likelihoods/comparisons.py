@@ -1,6 +1,8 @@
 """Likelihoods of a choice between two responses."""
 
 import math
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -14,46 +16,66 @@ from assay.rewards.readout import Readout
 from assay.shapes import PairFloat
 
 
+class Compared(Likelihood):
+    """Base of those that read one reward a response; a pair's mean reward, which they leave open, is centred."""
+
+    __slots__ = ()
+    centring_coef: float
+
+    @abstractmethod
+    def nll(
+        self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
+    ) -> PairFloat:
+        """Negative log-likelihood of each preference."""
+
+    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
+        """The likelihood and the centring term; what is learned beside the model is among the metrics."""
+        chosen, rejected = out.rewards[0::2], out.rewards[1::2]
+        learned: Mapping[str, Tensor] = out.parameters if self.learned else {}
+        nll = self.nll(chosen, rejected, batch, learned)
+        told = {name: value.expand_as(nll) for name, value in learned.items()}
+        metrics = {"nll": nll, **judged(chosen, rejected), **told}
+        return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BradleyTerry(Likelihood):
+class BradleyTerry(Compared):
     """P(chosen preferred) = sigmoid(r(chosen) - r(rejected) - margin). Stiennon et al. 2020, arXiv:2009.01325."""
 
     name: Literal["bradley_terry"] = "bradley_terry"
     label_smoothing: float = 0.0  # the rate at which labels are assumed to be flipped
     centring_coef: float = 0.01  # pulls the mean reward of a pair to 0, which comparisons leave open
 
-    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
-        """Negative log-likelihood of the preferences, and the centring term."""
-        chosen, rejected = out.rewards[0::2], out.rewards[1::2]
-        nll = losses.bradley_terry(
+    def nll(
+        self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
+    ) -> PairFloat:
+        """With soft labels and margins where the data has any."""
+        return losses.bradley_terry(
             chosen,
             rejected,
             preference=batch.preference if "preference" in batch else None,
             margin=batch.margin if "margin" in batch else None,
             label_smoothing=self.label_smoothing,
         )
-        metrics = {"nll": nll, **judged(chosen, rejected)}
-        return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thurstone(Likelihood):
+class Thurstone(Compared):
     """P(chosen preferred) = Phi((r(chosen) - r(rejected)) / (sqrt(2) scale)). Thurstone 1927, case V."""
 
     name: Literal["thurstone"] = "thurstone"
     scale: float = 1.0  # the standard deviation of what one response is felt to be worth
     centring_coef: float = 0.01
 
-    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
-        """As `BradleyTerry`, with Gaussian noise."""
-        chosen, rejected = out.rewards[0::2], out.rewards[1::2]
-        nll = losses.thurstone(chosen, rejected, scale=self.scale, preference=preferences(batch, chosen))
-        metrics = {"nll": nll, **judged(chosen, rejected)}
-        return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
+    def nll(
+        self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
+    ) -> PairFloat:
+        """As `BradleyTerry`, with Gaussian noise and no margins."""
+        return losses.thurstone(chosen, rejected, scale=self.scale, preference=preferences(batch, chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RaoKupper(Likelihood):
+class RaoKupper(Compared):
     """Wins, losses and ties: two responses closer than a learned threshold tie. Rao & Kupper 1967."""
 
     name: Literal["rao_kupper"] = "rao_kupper"
@@ -65,17 +87,15 @@ class RaoKupper(Likelihood):
         """The logarithm of the threshold."""
         return {"log_threshold": torch.tensor(math.log(self.threshold))}
 
-    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
+    def nll(
+        self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
+    ) -> PairFloat:
         """Preferences of 1/2 are ties."""
-        chosen, rejected = out.rewards[0::2], out.rewards[1::2]
-        threshold = out.parameters["log_threshold"].exp()
-        nll = losses.rao_kupper(chosen, rejected, threshold, preferences(batch, chosen))
-        metrics = {"nll": nll, **judged(chosen, rejected), "threshold": threshold.expand_as(nll)}
-        return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
+        return losses.rao_kupper(chosen, rejected, learned["log_threshold"].exp(), preferences(batch, chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Davidson(Likelihood):
+class Davidson(Compared):
     """Wins, losses and ties, these as likely as nu times the geometric mean of the others. Davidson 1970."""
 
     name: Literal["davidson"] = "davidson"
@@ -87,13 +107,11 @@ class Davidson(Likelihood):
         """The logarithm of nu."""
         return {"log_nu": torch.tensor(math.log(self.nu))}
 
-    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
+    def nll(
+        self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
+    ) -> PairFloat:
         """Preferences of 1/2 are ties."""
-        chosen, rejected = out.rewards[0::2], out.rewards[1::2]
-        log_nu = out.parameters["log_nu"]
-        nll = losses.davidson(chosen, rejected, log_nu, preferences(batch, chosen))
-        metrics = {"nll": nll, **judged(chosen, rejected), "nu": log_nu.exp().expand_as(nll)}
-        return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
+        return losses.davidson(chosen, rejected, learned["log_nu"], preferences(batch, chosen))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

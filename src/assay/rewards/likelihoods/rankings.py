@@ -1,5 +1,6 @@
 """Likelihoods of an order of several responses to one prompt."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -22,9 +23,9 @@ class Ranked(Likelihood):
     reduction: ClassVar[Reduction] = "ranking"
     centring_coef: float
 
+    @abstractmethod
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
         """Negative log-likelihood of each ranking."""
-        raise NotImplementedError(f"{type(self).__name__} has no likelihood")
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[GroupFloat, Metrics]:
         """The likelihood, and the square of a ranking's mean reward, which an order leaves open."""

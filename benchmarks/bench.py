@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--num-pairs", type=int, default=32)
     options.add_argument("--num-groups", type=int, default=8)
     options.add_argument("--repeats", type=int, default=3)
-    options.add_argument("--tasks", nargs="+", default=["reward", "dpo", "long"])
+    options.add_argument("--tasks", nargs="+", default=["reward", "dpo", "long", "losses"])
     options.add_argument("--results", type=Path, default=HERE / "results" / "bench.jsonl")
     return options.parse_args()
 
@@ -120,6 +120,21 @@ def show(task: str, records: dict[str, list[dict[str, Any]]], peak: float) -> No
         print(f"{line}   first loss {found[0]['losses'][0]:.4f}, last {found[0]['losses'][-1]:.4f}, moved {moved:.1%}")
 
 
+def compare_losses(args: argparse.Namespace, model: str, out: Path) -> None:
+    """Both sides on the same pairs in the same order from the same head: their losses, step by step."""
+    print("\nlosses, the same pairs in the same order from the same head (TRL with fp32 weights)")
+    for task in ("reward", "dpo"):
+        common = ["--model", model, "--data", args.data, "--num-pairs", args.num_pairs, "--lr", "1e-5"]
+        common += ["--order", "given"]
+        ours = last_line([sys.executable, HERE / "own.py", "--task", task, *common, "--head", "peer"])
+        theirs = last_line([args.peer_python, HERE / "peer" / f"{task}.py", *common])
+        for row, record in (("assay", ours), ("TRL, fp32 weights", theirs)):
+            line = {"task": f"losses, {task}", "row": row, "time": time.strftime("%Y-%m-%d")}
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({**line, "record": without_places(record)}) + "\n")
+            print(f"  {task:<7} {row:<20} {'  '.join(f'{loss:.4f}' for loss in record['losses'])}")
+
+
 def main() -> None:
     args = parse()
     if not Path(args.peer_python).exists():
@@ -142,6 +157,9 @@ def main() -> None:
         file.write(json.dumps({"task": "machine", "record": machine}) + "\n")
     peak = machine["peak_gflops"]["bf16"]
     for task in args.tasks:
+        if task == "losses":
+            compare_losses(args, model, args.results)
+            continue
         records = compare(task, sides(task, args, model, groups), args.repeats, args.results)
         show(task, records, peak)
 

@@ -31,6 +31,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--token-budget", type=int, default=4096)
     parser.add_argument("--clock", choices=("all", "warm"), default="all")
     parser.add_argument("--memory-limit", type=float, default=20.0)
+    parser.add_argument(
+        "--head", choices=("own", "peer"), default="own", help="peer: drawn as TRL's, to compare losses"
+    )
     parser.add_argument("--profile", action="store_true", help="print where the time goes to stderr")
     return parser.parse_args()
 
@@ -79,12 +82,24 @@ def learners_of(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     from assay.engine.optimizer import FlatAdamW
 
     model = load_reward(source, fresh_head=True) if args.task == "reward" else load_policy(source)
+    if args.task == "reward" and args.head == "peer":
+        model.network.score.weight.data.copy_(peer_head(args))
     made = {}
     if args.task == "dpo":
         made["reference"] = Learner(copy.deepcopy(model).requires_grad_(False), token_budget=args.token_budget)
     optimiser = FlatAdamW(model.named_parameters(), lr=args.lr)
     made["reward" if args.task == "reward" else "policy"] = Learner(model, optimiser, token_budget=args.token_budget)
     return made
+
+
+def peer_head(args: argparse.Namespace) -> Any:
+    """The head that transformers draws for TRL from this seed, [1, hidden]."""
+    import torch
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    set_seed(args.seed)
+    network = AutoModelForSequenceClassification.from_pretrained(args.model, dtype=torch.float32, num_labels=1)
+    return network.score.weight.data
 
 
 def train(args: argparse.Namespace) -> dict[str, Any]:

@@ -17,8 +17,10 @@ from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
+from assay.rewards.ids import IDS
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
+from assay.rewards.ser import SER
 from assay.settings import InputError, Settings, nearest
 from assay.train.loop import CheckpointSettings, OptimiserSettings
 
@@ -45,6 +47,12 @@ class RewardConfig(Settings):
     held_out: int | float = 0.1  # prompts kept for testing: a number, or a share
     likelihood: Any = field(default_factory=BradleyTerry)  # the chosen likelihood's own fields
     heads: int = 1  # opinions on one body, each on a bootstrap of the feedback; more than 1 is an ensemble
+    language_coef: float = 0.0  # weight of the chosen answers' language-model loss beside the reward's
+    ids: IDS = field(default_factory=IDS)  # labels that move with the model
+    validation: int | float = 0  # prompts kept to choose the epoch of least loss; 0: the last epoch is what is saved
+    labelled: float = 1.0  # share of the prompts whose labels are used; the others' pairs the model labels itself
+    unlabelled: DataSettings = field(default_factory=DataSettings)  # further pairs that the model labels itself
+    ser: SER = field(default_factory=SER)  # how it does
     epochs: float = 1.0
     batch_size: int = 8  # judgements per optimiser step
     max_tokens: int | None = None  # a stricter limit than the model's context
@@ -288,6 +296,9 @@ AT_LEAST: Mapping[str, float] = {
     "steps": 0,
     "epochs": 0,
     "held_out": 0,
+    "validation": 0,
+    "language_coef": 0,
+    "heads": 1,
     "rank": 0,
     "lr": 0,
     "warmup": 0,

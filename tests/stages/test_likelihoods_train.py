@@ -7,13 +7,7 @@ import pytest
 from assay.cli import OK, WRONG_INPUT, main
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
-from tiny import CONVERSATIONS, pairs, tiny_model, write
-
-WORDS = ("Red.", "Blue, I would say.", "It depends on the light.", "No.", "Green and a little yellow.")
-
-
-def asked(place):
-    return [{"role": "user", "content": f"Name colour number {place}."}]
+from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, tiny_model, write
 
 
 def rankings(num=10, ties=False):
@@ -24,13 +18,6 @@ def rankings(num=10, ties=False):
         if ties:
             rows[-1]["ranks"] = [0] * len(answers[:-1]) + [1]
     return rows
-
-
-def ratings(values, num=10):
-    return [
-        {"prompt": asked(place), "response": WORDS[place % 5], "rating": values[place % len(values)], "id": f"v{place}"}
-        for place in range(num)
-    ]
 
 
 def feedback(name):

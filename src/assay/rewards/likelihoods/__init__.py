@@ -9,6 +9,7 @@ from assay.rewards.likelihoods.comparisons import (
     RaoKupper,
     Thurstone,
 )
+from assay.rewards.likelihoods.language import WithLanguage
 from assay.rewards.likelihoods.rankings import BestOfK, KwiseBradleyTerry, PlackettLuce
 from assay.rewards.likelihoods.ratings import Binary, Ordinal, Regression
 from assay.rewards.likelihoods.several import Opinions, PerObjective
@@ -28,4 +29,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective"]
+__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective", "WithLanguage"]

@@ -10,6 +10,7 @@ from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import load_reward
 from assay.engine.optimizer import FlatAdamW
+from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
 from assay.records import Rating
@@ -73,6 +74,8 @@ def run(config: RewardConfig) -> RewardModel:
     place.resume_metrics(training.step + 1, stage="reward")
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     say(f"training on {len(items)} {kind} for {num_steps} steps; {len(kept)} {kind} of other prompts are held out")
+    if gaps := describe_gaps([judgement for judgement, _ in items], likelihood.data):
+        say(gaps)
     with bar("reward", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:

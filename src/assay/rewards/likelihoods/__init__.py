@@ -1,6 +1,7 @@
 """Name -> likelihood."""
 
 from assay.rewards.likelihoods.base import Likelihood
+from assay.rewards.likelihoods.check import check_gradient
 from assay.rewards.likelihoods.comparisons import (
     BradleyTerry,
     Categorical,
@@ -28,4 +29,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective"]
+__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective", "check_gradient"]

@@ -45,9 +45,9 @@ def check_gradient(likelihood: Likelihood, *, seed: int = 0, tolerance: float = 
     numbers |= {key: value.detach().clone().double() for key, value in likelihood.learned.items()}
 
     def total() -> Tensor:
-        parameters = {key: value for key, value in numbers.items() if key not in read}
-        out = ModelOutput(**{column: numbers[column] for column in read}, parameters=parameters)
-        return _values(term, out, batch, name).sum()
+        columns: dict[str, Any] = {column: numbers[column] for column in read}
+        learned = {key: value for key, value in numbers.items() if key not in read}
+        return _values(term, ModelOutput(parameters=learned, **columns), batch, name).sum()
 
     return _compare(numbers, by_autograd(total, numbers), by_differences(total, numbers), tolerance, name)
 
@@ -179,7 +179,7 @@ def _feedback(likelihood: Likelihood, name: str, generator: torch.Generator) -> 
 
 def _ratings(likelihood: Likelihood, num: int, generator: torch.Generator) -> Tensor:
     """[num] on a scale of whole numbers, both ends among them, or from 0 to 1."""
-    one = getattr(likelihood, "inner", likelihood)
+    one: Any = getattr(likelihood, "inner", likelihood)
     if hasattr(one, "low") and hasattr(one, "high"):
         return torch.linspace(one.low, one.high, num, dtype=torch.float64).round()
     return torch.rand(num, generator=generator, dtype=torch.float64)

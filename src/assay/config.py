@@ -235,10 +235,12 @@ def named(setting: str, known: Mapping[str, type], name: str) -> type:
     if ":" in name:
         from assay.rewards.rules import load_object
 
-        found = load_object(name, setting)
+        found: type = load_object(name, setting)
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(found.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
             raise InputError(f"{setting}.name: {name} has no {lacking}: a {setting} of your own needs it")
+        if get_origin(getattr(found, "__annotations__", {}).get("name")) is Literal:
+            raise InputError(f"{setting}.name: declare `name: str` in {name}: it must be able to hold this place")
         return found
     raise InputError(f"{setting}.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
 

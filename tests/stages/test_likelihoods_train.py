@@ -105,3 +105,16 @@ def test_a_likelihood_of_ones_own_that_lacks_its_loss(tmp_path, capsys):
     own.write_text("from assay.rewards.likelihoods import Likelihood\n\n\nclass Half(Likelihood):\n    pass\n")
     assert train(tmp_path, pairs(4), "--likelihood", f"{own}:Half") == WRONG_INPUT
     assert "own.py:Half has no loss: a likelihood of your own needs it" in capsys.readouterr().err
+
+
+def test_answers_that_nothing_connects_are_told(tmp_path, capsys):
+    rows = pairs(12) + [{**row, "chosen": "Yes, of course.", "rejected": "No."} for row in pairs(2)]
+    line = "2 of 2 prompts with several comparisons fall into unconnected parts (the first: "
+    assert train(tmp_path, rows, "--held_out", "0") == OK
+    said = capsys.readouterr().out
+    assert line in said and "parts of 2 and 2 answers): the data says nothing of how these compare" in said
+
+
+def test_feedback_without_gaps_tells_nothing_of_them(tmp_path, capsys):
+    assert train(tmp_path, rankings(), "--likelihood", "plackett_luce") == OK
+    assert "unconnected" not in capsys.readouterr().out

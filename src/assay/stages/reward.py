@@ -9,6 +9,7 @@ from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import load_reward
 from assay.engine.optimizer import FlatAdamW
+from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
 from assay.records import Rating
@@ -49,6 +50,8 @@ def run(config: RewardConfig) -> RewardModel:
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     others = f", {len(checked)} choose the epoch" if checked else ""
     say(f"training on {len(items)} {kind}; {len(tested)} {kind} of other prompts are held out{others}")
+    if gaps := describe_gaps([judgement for judgement, _ in items], likelihood.data):
+        say(gaps)
     keep_held_out(tested, place)
     fitting.fit(items, checked)
     if pool:

@@ -1,6 +1,7 @@
 """Name -> likelihood."""
 
 from assay.rewards.likelihoods.base import Likelihood
+from assay.rewards.likelihoods.check import check_gradient
 from assay.rewards.likelihoods.comparisons import (
     BradleyTerry,
     Categorical,
@@ -29,4 +30,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective", "WithLanguage"]
+__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]

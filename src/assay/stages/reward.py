@@ -1,7 +1,8 @@
 """assay reward: feedback in, a reward model out that plain transformers loads, and what it gets right."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,18 +16,19 @@ from assay.feedback.write import write_records
 from assay.records import Rating
 from assay.report.run import RunDirectory
 from assay.rewards.contract import verify
-from assay.rewards.likelihoods import Likelihood, Opinions, PerObjective
+from assay.rewards.likelihoods import Annotators, Likelihood, Opinions, PerObjective
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, open_run
 from assay.stages.held_out import pairs_of, summarise
-from assay.stages.judgements import Item, answers_of, collator, encode, objectives_of, read_judgements
+from assay.stages.judgements import Item, annotators_of, answers_of, collator, encode, objectives_of, read_judgements
 from assay.stages.progress import bar, say
 from assay.tokens.chat import Encoder
 from assay.train.batches import Offline, Shuffled
 from assay.train.loop import Training
 
 SHOWN = ("loss", "accuracy")
+MAX_LISTED = 20  # annotators
 
 
 def run(config: RewardConfig) -> RewardModel:
@@ -35,7 +37,8 @@ def run(config: RewardConfig) -> RewardModel:
     judgements = read_judgements(config.likelihood, config.data)
     train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
     objectives = objectives_of(train) if config.data.objectives else ()
-    likelihood = of_several(config, objectives)
+    annotators = annotators_of(train, config.data.path) if "annotator" in config.likelihood.columns else ()
+    likelihood = of_several(config, objectives, annotators)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     torch.manual_seed(config.seed)
@@ -60,7 +63,7 @@ def run(config: RewardConfig) -> RewardModel:
     training = Training(
         likelihood,
         {"reward": learner},
-        Offline({"main": (batches, collator(encoder, likelihood.columns, several))}),
+        Offline({"main": (batches, collator(encoder, likelihood.columns, several, annotators))}),
         num_steps=num_steps,
         optimiser=config.optimiser,
         checkpoints=config.checkpoints,
@@ -83,20 +86,35 @@ def run(config: RewardConfig) -> RewardModel:
         training.run(report)
     training.save()
     keep_held_out(kept, place)
-    reward.save(place.reward, {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)})
+    told = likelihood.told({name: value.detach().cpu() for name, value in model.learned.items()})
+    facts = {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)}
+    reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
     place.record("reward", data=hash_of(train), **{f"num_{kind}": len(items)}, num_held_out=len(kept), seed=config.seed)
     if config.verify:
         some = [(j.prompt, answer) for j, _ in (kept or items)[:8] for answer in answers_of(j)]
         say(verify(place.reward, some, trained=reward))
+    say_annotators(told)
     if kept:
         summarise(reward, likelihood, kept, place)
     say(f"reward model: {place.reward}")
     return reward
 
 
-def of_several(config: RewardConfig, objectives: Sequence[str]) -> Likelihood:
-    """The chosen likelihood, for as many rewards as there are objectives or heads."""
+def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
+    """A line for each of the first annotators; assay.json has them all."""
+    for name, numbers in list(told.items())[:MAX_LISTED]:
+        say(f"annotator {name}: " + "  ".join(f"{what} {value:.3f}" for what, value in numbers.items()))
+    if len(told) > MAX_LISTED:
+        say(f"{len(told) - MAX_LISTED} more annotators: see assay.json")
+
+
+def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = ()) -> Likelihood:
+    """The chosen likelihood, knowing its annotators, for as many rewards as there are objectives or heads."""
     inner: Likelihood = config.likelihood
+    if isinstance(inner, Annotators):
+        if inner.names:
+            raise InputError("likelihood.names is filled from the feedback: leave it out")
+        inner = replace(inner, names=tuple(annotators))
     if config.heads == 1 and len(objectives) < 2:
         return inner
     if config.heads > 1 and len(objectives) > 1:

@@ -1,5 +1,6 @@
 """Name -> likelihood."""
 
+from assay.rewards.likelihoods.annotators import Annotators
 from assay.rewards.likelihoods.base import Likelihood
 from assay.rewards.likelihoods.comparisons import (
     BradleyTerry,
@@ -20,6 +21,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "davidson": Davidson,
     "mean_variance": MeanVariance,
     "categorical": Categorical,
+    "annotators": Annotators,
     "plackett_luce": PlackettLuce,
     "kwise_bradley_terry": KwiseBradleyTerry,
     "best_of_k": BestOfK,
@@ -28,4 +30,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective"]
+__all__ = ["LIKELIHOODS", "Annotators", "Likelihood", "Opinions", "PerObjective"]

@@ -47,6 +47,10 @@ class Several(Likelihood):
         """As the inner one."""
         return self.inner.learned
 
+    def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """As the inner one."""
+        return self.inner.told(learned)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerObjective(Several):

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from assay.cli import OK, WRONG_INPUT, main
+from assay.records import Comparison, reply, user_prompt
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
+from assay.stages.held_out import log_odds
 from tiny import CONVERSATIONS, pairs, tiny_model, write
 
 WORDS = ("Red.", "Blue, I would say.", "It depends on the light.", "No.", "Green and a little yellow.")
@@ -113,8 +116,25 @@ def test_annotators_are_learned_beside_the_model(tmp_path, capsys, heads):
     ann, bo = facts["annotators"]["Ann"], facts["annotators"]["Bo"]
     assert f"annotator Bo: temperature {bo['temperature']:.3f}  order_bias {bo['order_bias']:.3f}" in said
     assert ann["temperature"] * bo["temperature"] == pytest.approx(1)
+    assert "negative log-likelihood, annotators told apart" in said
     assert bo["order_bias"] > 0.05 > ann["order_bias"]
     assert len(facts["learned"]["log_temperature"]) == 2
+
+
+def test_log_odds_of_the_annotator_who_judged():
+    told = {"Ann": {"temperature": 2.0, "order_bias": 0.5}, "Bo": {"temperature": 0.5, "order_bias": -0.3}}
+    shown = (("Ann", "rejected"), ("Bo", "chosen"), ("Bo", None), ("Cy", "chosen"))
+    judged = [
+        Comparison(
+            prompt=user_prompt("Say hello."),
+            responses=(reply("Hello!"), reply("No.")),
+            annotator=who,
+            meta={"shown_first": first} if first else {},
+        )
+        for who, first in shown
+    ]
+    found = log_odds(judged, np.array([1.0, 1.0, 1.0, 1.0]), told)
+    assert found.tolist() == pytest.approx([0.0, 1.7, 2.0, 1.0])
 
 
 @pytest.mark.parametrize(

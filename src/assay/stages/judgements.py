@@ -93,11 +93,18 @@ def annotators_of(judgements: Sequence[Judgement], path: str) -> tuple[str, ...]
         num = sum(not judgement.annotator for judgement in judgements)
         raise InputError(f"{path}: {num} of {len(judgements)} judgements name no annotator: {advice}")
     if len(names) < 2:
-        raise InputError(f"{path}: all judgements are by {names[0]!r}: there is nobody to tell apart; {advice}")
+        raise InputError(
+            f"{path}: all judgements are by {judgements[0].annotator!r}: there is nobody to tell apart; {advice}"
+        )
     if wrong := [j for j in judgements if j.meta.get("shown_first") not in (None, *SHOWN_FIRST)]:
         told = wrong[0].meta["shown_first"]
         raise InputError(f"{path}: {wrong[0].id}: shown_first={told!r}: write chosen or rejected, or leave it out")
     return names
+
+
+def sign_of_order(judgement: Judgement) -> float:
+    """1 where the chosen response was shown first, -1 where the other one was, 0 where nobody knows."""
+    return SHOWN_FIRST.get(judgement.meta.get("shown_first"), 0.0)
 
 
 def collator(
@@ -122,7 +129,7 @@ def collator(
         if annotators:
             columns["annotator"] = torch.tensor([place_of[j.annotator] for j in judgements]).repeat_interleave(sizes)
         if "shown_first" in (declared or {}):
-            columns["shown_first"] = torch.tensor([SHOWN_FIRST.get(j.meta.get("shown_first"), 0.0) for j in judgements])
+            columns["shown_first"] = torch.tensor([sign_of_order(j) for j in judgements])
         batch = collate([encoded for _, encoded in items], encoder.tokenizer.pad_token_id)
         return batch.fill(declared=declared, **columns)
 

@@ -95,7 +95,7 @@ def run(config: RewardConfig) -> RewardModel:
         say(verify(place.reward, some, trained=reward))
     say_annotators(told)
     if kept:
-        summarise(reward, likelihood, kept, place)
+        summarise(reward, likelihood, kept, place, told)
     say(f"reward model: {place.reward}")
     return reward
 

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from assay.cli import OK, WRONG_INPUT, main
+from assay.records import Comparison, reply, user_prompt
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
+from assay.stages.held_out import log_odds
 from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, tiny_model, write
 
 
@@ -26,6 +29,8 @@ def feedback(name):
     if LIKELIHOODS[name].data == "ratings":
         return ratings((0, 1) if name == "binary" else (1, 3, 5, 2, 4))
     rows = pairs(12)
+    if name == "annotators":
+        return [{**row, "annotator": f"person {i % 2}"} for i, row in enumerate(rows)]
     return [
         {**row, "preference": 0.5} if name in ("rao_kupper", "davidson") and i % 3 == 0 else row
         for i, row in enumerate(rows)
@@ -77,6 +82,48 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
     assert reward.score(CONVERSATIONS) == pytest.approx(both.mean(1).tolist())
 
 
+def by_people(num=12):
+    """Rows that two people judged, the second always for what was shown first."""
+    return [
+        {
+            "prompt": asked(i),
+            "responses": [WORDS[i % 5], WORDS[(i + 2) % 5]],
+            "annotations": [{"annotator": "Ann", "kind": "AB"[i % 2]}, {"annotator": "Bo", "kind": "A"}],
+        }
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize("heads", ["1", "2"])
+def test_annotators_are_learned_beside_the_model(tmp_path, capsys, heads):
+    words = ("--likelihood", "annotators", "--data.objectives", "kind", "--heads", heads)
+    assert train(tmp_path, by_people(), *words) == OK
+    said = capsys.readouterr().out
+    facts = json.loads((tmp_path / "run" / "reward" / "assay.json").read_text())
+    ann, bo = facts["annotators"]["Ann"], facts["annotators"]["Bo"]
+    assert f"annotator Bo: temperature {bo['temperature']:.3f}  order_bias {bo['order_bias']:.3f}" in said
+    assert ann["temperature"] * bo["temperature"] == pytest.approx(1)
+    assert "negative log-likelihood, annotators told apart" in said
+    assert bo["order_bias"] > 0.05 > ann["order_bias"]
+    assert len(facts["learned"]["log_temperature"]) == 2
+
+
+def test_log_odds_of_the_annotator_who_judged():
+    told = {"Ann": {"temperature": 2.0, "order_bias": 0.5}, "Bo": {"temperature": 0.5, "order_bias": -0.3}}
+    shown = (("Ann", "rejected"), ("Bo", "chosen"), ("Bo", None), ("Cy", "chosen"))
+    judged = [
+        Comparison(
+            prompt=user_prompt("Say hello."),
+            responses=(reply("Hello!"), reply("No.")),
+            annotator=who,
+            meta={"shown_first": first} if first else {},
+        )
+        for who, first in shown
+    ]
+    found = log_odds(judged, np.array([1.0, 1.0, 1.0, 1.0]), told)
+    assert found.tolist() == pytest.approx([0.0, 1.7, 2.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("rows", "words", "told"),
     [
@@ -93,6 +140,18 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
         (pairs(4), ("--likelihood", "thurston"), "Did you mean 'thurstone'?"),
         (pairs(4), ("--likelihood", "mean_variance", "--heads", "3"), "no heads or objectives fit it"),
         (pairs(4), ("--data.objectives", "kindness"), "no judgement under 'kindness'"),
+        (pairs(8), ("--likelihood", "annotators"), "judgements name no annotator: rows name theirs in `annotator`"),
+        (
+            [{**row, "annotator": "x3"} for row in pairs(8)],
+            ("--likelihood", "annotators"),
+            "all judgements are by 'x3': there is nobody to tell apart",
+        ),
+        (
+            [{**row, "annotator": "ab"[i % 2], "shown_first": "B"} for i, row in enumerate(pairs(8))],
+            ("--likelihood", "annotators"),
+            "shown_first='B': write chosen or rejected, or leave it out",
+        ),
+        (feedback("annotators"), ("--likelihood", "annotators", "--likelihood.names", "a"), "leave it out"),
     ],
 )
 def test_feedback_that_a_likelihood_cannot_read(tmp_path, capsys, rows, words, told):

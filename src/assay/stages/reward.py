@@ -1,6 +1,7 @@
 """assay reward: feedback in, a reward model out that plain transformers loads, and what it gets right."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,16 +16,18 @@ from assay.feedback.write import write_records
 from assay.records import Rating
 from assay.report.run import RunDirectory
 from assay.rewards.contract import verify
-from assay.rewards.likelihoods import Likelihood, Opinions, PerObjective, WithLanguage
+from assay.rewards.likelihoods import Annotators, Likelihood, Opinions, PerObjective, WithLanguage
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, open_run
 from assay.stages.evolving import find_pool, label_itself
 from assay.stages.fitting import Fitting
 from assay.stages.held_out import pairs_of, summarise
-from assay.stages.judgements import Item, answers_of, collator, encode, objectives_of, read_judgements
+from assay.stages.judgements import Item, annotators_of, answers_of, collator, encode, objectives_of, read_judgements
 from assay.stages.progress import say
 from assay.tokens.chat import Encoder
+
+MAX_LISTED = 20  # annotators
 
 
 def run(config: RewardConfig) -> RewardModel:
@@ -36,7 +39,8 @@ def run(config: RewardConfig) -> RewardModel:
     train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1)
     train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
-    likelihood = of_several(config, objectives)
+    annotators = annotators_of(train, config.data.path) if "annotator" in config.likelihood.columns else ()
+    likelihood = of_several(config, objectives, annotators)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     reward = new_model(config, likelihood, source, encoder)
@@ -44,7 +48,7 @@ def run(config: RewardConfig) -> RewardModel:
     items, tested, checked = (
         encode(part, encoder, limit, config.data) if part else [] for part in (train, held_out, validation)
     )
-    collate = collator(encoder, likelihood.columns, objectives if len(objectives) > 1 else ())
+    collate = collator(encoder, likelihood.columns, objectives if len(objectives) > 1 else (), annotators)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
     place.write_config(plain(config), "reward")
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
@@ -56,15 +60,18 @@ def run(config: RewardConfig) -> RewardModel:
     fitting.fit(items, checked)
     if pool:
         reward = label_itself(fitting, items, pool, tested, lambda: new_model(config, likelihood, source, encoder))
-    reward.save(place.reward, {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)})
+    told = likelihood.told({name: value.detach().cpu() for name, value in reward.learner.model.learned.items()})
+    facts = {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)}
+    reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
     place.record(
         "reward", data=hash_of(train), **{f"num_{kind}": len(items)}, num_held_out=len(tested), seed=config.seed
     )
     if config.verify:
         some = [(j.prompt, answer) for j, _ in (tested or items)[:8] for answer in answers_of(j)]
         say(verify(place.reward, some, trained=reward))
+    say_annotators(told)
     if tested:
-        summarise(reward, likelihood, tested, place)
+        summarise(reward, likelihood, tested, place, told)
     say(f"reward model: {place.reward}")
     return reward
 
@@ -89,6 +96,14 @@ def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource,
     return RewardModel(learner, encoder, name=config.model, readout=likelihood.readout)
 
 
+def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
+    """A line for each of the first annotators; assay.json has them all."""
+    for name, numbers in list(told.items())[:MAX_LISTED]:
+        say(f"annotator {name}: " + "  ".join(f"{what} {value:.3f}" for what, value in numbers.items()))
+    if len(told) > MAX_LISTED:
+        say(f"{len(told) - MAX_LISTED} more annotators: see assay.json")
+
+
 def check_pairs_only(config: RewardConfig) -> None:
     """Raises InputError for a setting that speaks of comparisons beside a likelihood of something else."""
     settings = {
@@ -104,9 +119,13 @@ def check_pairs_only(config: RewardConfig) -> None:
         raise InputError(f"--validation with --{named[-1]}: a loop has no epoch to choose; leave --validation out")
 
 
-def of_several(config: RewardConfig, objectives: Sequence[str]) -> Likelihood:
+def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = ()) -> Likelihood:
     """The chosen likelihood, for as many rewards as there are objectives or heads, with a language loss if asked."""
     found: Likelihood = config.likelihood
+    if isinstance(found, Annotators):
+        if found.names:
+            raise InputError("likelihood.names is filled from the feedback: leave it out")
+        found = replace(found, names=tuple(annotators))
     several = config.heads > 1 or len(objectives) > 1
     if config.heads > 1 and len(objectives) > 1:
         raise InputError("--heads with several --data.objectives: train an ensemble for each objective")

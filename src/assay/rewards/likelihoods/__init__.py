@@ -1,5 +1,6 @@
 """Name -> likelihood."""
 
+from assay.rewards.likelihoods.annotators import Annotators
 from assay.rewards.likelihoods.base import Likelihood
 from assay.rewards.likelihoods.check import check_gradient
 from assay.rewards.likelihoods.comparisons import (
@@ -22,6 +23,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "davidson": Davidson,
     "mean_variance": MeanVariance,
     "categorical": Categorical,
+    "annotators": Annotators,
     "plackett_luce": PlackettLuce,
     "kwise_bradley_terry": KwiseBradleyTerry,
     "best_of_k": BestOfK,
@@ -30,4 +32,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]
+__all__ = ["LIKELIHOODS", "Annotators", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]

@@ -1,21 +1,17 @@
 """A language-model loss beside the reward's, so that the body goes on speaking while it learns to judge."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from assay.algorithms.base import Data
-from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
+from assay.batch import Metrics, ModelOutput, Term, TokenBatch
 from assay.losses.masked import masked_mean
-from assay.rewards.likelihoods.base import Likelihood
-from assay.rewards.readout import Readout
+from assay.rewards.likelihoods.several import Wrapped
 from assay.shapes import PairFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithLanguage(Likelihood):
+class WithLanguage(Wrapped):
     """The inner likelihood of comparisons, plus `coef` times the chosen response's negative log-likelihood a token.
 
     Both read one forward pass. The model needs its language head (`load_reward(language=True)`).
@@ -24,42 +20,11 @@ class WithLanguage(Likelihood):
     """
 
     name: str = "with_language"
-    inner: Likelihood
     coef: float
 
     def __post_init__(self) -> None:
         if self.inner.reduction != "pair":
             raise ValueError(f"{type(self.inner).__name__} has no chosen response")
-
-    @property
-    def data(self) -> Data:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner one."""
-        return self.inner.data
-
-    @property
-    def reduction(self) -> Reduction:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner one."""
-        return self.inner.reduction
-
-    @property
-    def columns(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner one."""
-        return self.inner.columns
-
-    @property
-    def num_outputs(self) -> int:
-        """As the inner one."""
-        return self.inner.num_outputs
-
-    @property
-    def readout(self) -> Readout:
-        """As the inner one."""
-        return self.inner.readout
-
-    @property
-    def learned(self) -> dict[str, Tensor]:
-        """As the inner one."""
-        return self.inner.learned
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """The inner one's."""

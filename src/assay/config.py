@@ -17,6 +17,7 @@ from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
+from assay.rewards.ensemble import RuleName
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
 from assay.settings import InputError, Settings, nearest
@@ -74,7 +75,9 @@ class AuditConfig(Settings):
     """assay audit: a reward model and held-out comparisons -> findings and a verdict."""
 
     run: str = ""
-    reward: str = ""  # default: the run's reward model
+    reward: str = ""  # a reward model, or several separated by commas; default: the run's
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)  # default: what the run held out
     samples: SamplesSettings = field(default_factory=SamplesSettings)
     gate: GateSettings = field(default_factory=GateSettings)
@@ -92,7 +95,9 @@ class PolicyConfig(Settings):
     data: DataSettings = field(default_factory=DataSettings)  # prompts, comparisons or demonstrations
     streams: dict[str, DataSettings] = field(default_factory=dict)  # further sources, by stream
     algorithm: Any = None  # set to the chosen algorithm's own fields by `config_class`
-    reward: str = ""  # a reward model; default: the run's
+    reward: str = ""  # a reward model, or several separated by commas; default: the run's
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     rules: tuple[str, ...] = ()  # programmatic rewards beside it, as weight*file.py:function
     reward_weight: float = 1.0  # of the reward model in the sum
     num_answers: int = 4  # per prompt
@@ -123,7 +128,9 @@ class EvaluateConfig(Settings):
     prompts: DataSettings = field(default_factory=DataSettings)
     num_prompts: int = 200
     oracle: str = ""  # what judges: "text", "length" or file.py:function; default: the reward model
-    reward: str = ""  # a reward model scored beside it; default: the run's, if there is one
+    reward: str = ""  # scored beside it: a reward model, or several separated by commas; default: the run's, if any
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     text: DataSettings = field(default_factory=DataSettings)  # plain text whose likelihood before and after is compared
     token_budget: int = 8192
@@ -153,7 +160,9 @@ class CollectConfig(Settings):
 class ScoreConfig(Settings):
     """assay score: a reward model's numbers for conversations in a file."""
 
-    reward: str = ""
+    reward: str = ""  # a reward model, or several separated by commas
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)
     out: str = ""  # a .jsonl file; default: the terminal
     token_budget: int = 8192
@@ -165,6 +174,15 @@ class VerifyConfig(Settings):
     """assay verify: does plain transformers give a saved reward model's rewards?"""
 
     reward: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageConfig(Settings):
+    """assay average: several reward models of one start -> one whose weights are their mean."""
+
+    reward: str = ""  # the models, separated by commas
+    weights: tuple[float, ...] = ()  # their shares; default: even
+    out: str = ""  # a folder for the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +211,7 @@ CONFIGS: dict[str, type] = {
     "reward": RewardConfig,
     "score": ScoreConfig,
     "verify": VerifyConfig,
+    "average": AverageConfig,
     "audit": AuditConfig,
     "policy": PolicyConfig,
     "evaluate": EvaluateConfig,
@@ -287,6 +306,7 @@ AT_LEAST: Mapping[str, float] = {
     "every": 0,
     "steps": 0,
     "epochs": 0,
+    "reward_penalty": 0,
     "held_out": 0,
     "rank": 0,
     "lr": 0,

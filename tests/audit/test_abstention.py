@@ -1,8 +1,11 @@
 """Error among what a reward is surest of, by hand."""
 
+import numpy as np
 import pytest
 
-from assay.audit.abstention import risk_coverage
+from assay.audit.abstention import doubt, risk_coverage
+from assay.audit.probes import abstention
+from assay.audit.table import ScoredPairs
 from assay.settings import InputError
 
 
@@ -33,6 +36,34 @@ def test_the_best_order_has_the_least_area_and_the_worst_the_most():
     best, worst = risk_coverage(correct, [1, 2, 3, 4, 5]).area, risk_coverage(correct, [5, 4, 3, 2, 1]).area
     assert best == pytest.approx((1 / 4 + 2 / 5) / 5)
     assert worst == pytest.approx((1 + 1 + 2 / 3 + 1 / 2 + 2 / 5) / 5)
+
+
+def test_doubt_is_deviation_over_difference():
+    assert doubt([2, -4, 0, 0], [1, 1, 1, 0]).tolist() == [0.5, 0.25, float("inf"), float("inf")]
+    assert risk_coverage([1, 0.5], doubt([2, 0], [1, 0])).risk.tolist() == [0, 0.25]
+
+
+def pairs(uncertainty, chosen=(2.0, 1.0, 0.5, 0.0)):
+    """Right, right, wrong, a tie of the rewards; all against a reward of 0, the third against 1."""
+    told = {"uncertainty": np.array(uncertainty)} if uncertainty else {}
+    return ScoredPairs(
+        prompt_id=np.array(list("abcd")),
+        reward_chosen=np.array(chosen),
+        reward_rejected=np.array([0.0, 0.0, 1.0, 0.0]),
+        length_chosen=np.ones(4),
+        length_rejected=np.ones(4),
+        **told,
+    )
+
+
+def test_the_audit_says_what_abstaining_would_save():
+    """Doubts 1/2, 1, 2 and infinity: risks 0, 0, 1/3, 3/8."""
+    area, half = abstention(pairs([1.0, 1.0, 1.0, 1.0]))
+    assert (area.probe, half.probe) == ("abstention/area", "abstention/surer_half")
+    assert area.value == pytest.approx((1 / 3 + 3 / 8) / 4) and half.value == 0 and area.n == 4
+    assert "0.375 if uncertainty knew nothing" in area.message
+    assert abstention(pairs(None)) == []
+    assert abstention(pairs([1.0] * 4, (2.0, 1.0, 0.5, float("nan"))))[0].n == 3
 
 
 @pytest.mark.parametrize(

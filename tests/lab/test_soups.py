@@ -59,7 +59,7 @@ def test_with_one_token_the_soup_of_a_models_own_logits_is_exact():
 
 
 def test_with_several_tokens_the_soup_of_token_logits_is_another_policy():
-    """A token's logit holds the log of what may follow, which is not linear in the reward; the last token's is exact."""
+    """A token's logit holds a log-sum over what may follow, which is not linear in the reward; the last has none."""
     world = World.random(vocabulary=3, horizon=3)
     told = rewards(world)
     soup, wanted = of_tokens(world, told), world.token_policy(asked_for(world, told))

@@ -46,7 +46,7 @@ def data(num=80, seed=0):
 
 
 def test_two_dimensions_against_the_whole_posterior_on_a_grid():
-    """80 pairs: moments within 12% of the exact ones, predictive probabilities within 0.01."""
+    """80 pairs: mean within 0.05 deviations, covariance within 6%, predictive probabilities within 0.005."""
     x, precision = data(), 1.0
     found = laplace(x, precision=precision)
     scale = 8 * found.covariance.diagonal().sqrt()
@@ -57,13 +57,13 @@ def test_two_dimensions_against_the_whole_posterior_on_a_grid():
     mean = share @ grid
     covariance = (grid - mean).T @ ((grid - mean) * share[:, None])
     spread = found.covariance.diagonal().sqrt()
-    assert ((mean - found.weights).abs() / spread).max() < 0.25
-    assert ((covariance - found.covariance).abs() / spread.outer(spread)).max() < 0.12
+    assert ((mean - found.weights).abs() / spread).max() < 0.05
+    assert ((covariance - found.covariance).abs() / spread.outer(spread)).max() < 0.06
     asked = torch.cartesian_prod(*[torch.linspace(-3, 3, 7, dtype=torch.float64)] * 2)
     exact = torch.sigmoid(asked @ grid.T) @ share
-    assert (found.probability(asked) - exact).abs().max() < 0.03
+    assert (found.probability(asked) - exact).abs().max() < 0.005
     plain = torch.sigmoid(found.mean(asked))
-    assert (found.probability(asked) - exact).abs().mean() < (plain - exact).abs().mean()
+    assert 5 * (found.probability(asked) - exact).abs().mean() < (plain - exact).abs().mean()
 
 
 def test_what_the_pairs_do_not_speak_of_keeps_the_priors_variance():
@@ -94,4 +94,6 @@ def test_features_are_what_the_head_of_a_model_reads():
     assert torch.allclose(read @ head.weight.detach().T, before, atol=1e-5)
     assert torch.equal(reward.outputs(CONVERSATIONS), before)
     posterior = laplace(read[0::2] - read[1::2], precision=1.0, weights=head.weight.detach()[0])
-    assert torch.allclose(posterior.mean(read[0::2] - read[1::2]).float(), (before[0::2] - before[1::2])[:, 0], atol=1e-4)
+    assert torch.allclose(
+        posterior.mean(read[0::2] - read[1::2]).float(), (before[0::2] - before[1::2])[:, 0], atol=1e-4
+    )

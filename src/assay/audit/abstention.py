@@ -29,6 +29,16 @@ class RiskCoverage:
         return float(self.risk[np.searchsorted(self.coverage, coverage - 1e-12)])
 
 
+def doubt(difference: ArrayLike, deviation: ArrayLike) -> FloatArray:
+    """How unsure the order of each pair [P] is: the standard deviation of its reward difference over its size.
+
+    Deviation alone calls a close race sure where all opinions are close, and a clear win unsure where they only differ
+    in how clear. Equal rewards are infinitely unsure.
+    """
+    difference, deviation = np.abs(np.asarray(difference, float)), np.asarray(deviation, float)
+    return np.divide(deviation, difference, out=np.full_like(difference, np.inf), where=difference > 0)
+
+
 def risk_coverage(correct: ArrayLike, uncertainty: ArrayLike) -> RiskCoverage:
     """The error among what is kept when the most uncertain pairs are left out, one after another.
 

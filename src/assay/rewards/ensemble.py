@@ -58,9 +58,11 @@ def open_reward(
 
     Args:
         spec: folders or hub ids.
-        rule: how opinions, of models or of the heads of one model, become the reward; with `penalty`, see `Readout`.
+        rule: how opinions, of models or of the heads of one model, become the reward; see `Readout`.
+        penalty: of the rules "cautious" and "soft".
         weights: of the attributes of each model, where they have any, instead of its own.
-        dtype, token_budget: of each model.
+        dtype: each model computes in it.
+        token_budget: tokens that a model computes at once.
 
     Raises InputError where members differ in tokenizer or template, or a rule needs opinions that a model has not.
     """

@@ -49,7 +49,7 @@ def laplace(x: Tensor, *, precision: float, weights: Tensor | None = None) -> Po
     Args:
         x: [P, D], features of the chosen response minus those of the rejected one.
         precision: of the prior on each weight, around 0, beside the sum of the pairs' log-likelihoods.
-        weights: [D], the head as it was trained; the posterior's maximum, found by Newton's method, where none is given.
+        weights: [D], the head as it was trained; where none is given, the posterior's maximum by Newton's method.
 
     Raises InputError for a precision that is not positive: without a prior some directions have no variance.
     Source: MacKay 1992; Daxberger et al. 2021, arXiv:2106.14806 (last layer).
@@ -57,7 +57,7 @@ def laplace(x: Tensor, *, precision: float, weights: Tensor | None = None) -> Po
     if not precision > 0:
         raise InputError(f"laplace: precision must be more than 0; got {precision}")
     x = x.double()
-    found = maximum(x, precision) if weights is None else weights.double()
+    found = maximum(x, precision) if weights is None else weights.detach().to(x)
     return Posterior(found, torch.linalg.inv(_curvature(x, found, precision)))
 
 

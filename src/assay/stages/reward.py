@@ -83,7 +83,8 @@ def run(config: RewardConfig) -> RewardModel:
         training.run(report)
     training.save()
     keep_held_out(kept, place)
-    reward.save(place.reward, {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)})
+    told = {"base": config.model, "base_weights": hash_of_folder(source.path)}
+    reward.save(place.reward, {**told, "trained_on": hash_of(train), f"num_{kind}": len(items)})
     place.record("reward", data=hash_of(train), **{f"num_{kind}": len(items)}, num_held_out=len(kept), seed=config.seed)
     if config.verify:
         some = [(j.prompt, answer) for j, _ in (kept or items)[:8] for answer in answers_of(j)]

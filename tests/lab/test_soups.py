@@ -74,6 +74,6 @@ def test_with_several_tokens_the_soup_of_token_logits_is_another_policy():
         return (world.value(policy, mixed) - BETA * world.kl(policy)).item()
 
     best = aim(asked_for(world, told))
-    assert aim(found) < best - 1e-3  # worse at what was asked for, by its own measure
+    assert aim(found) < best - 0.01  # worse at what was asked for, by its own measure
     each = [aim(world.optimum(BETA, reward)) for reward in told]
     assert aim(found) > max(each)  # yet here better than every policy it was made of

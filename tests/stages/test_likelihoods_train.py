@@ -9,6 +9,7 @@ from assay.cli import OK, WRONG_INPUT, main
 from assay.records import Comparison, reply, user_prompt
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
+from assay.stages.common import hash_of_folder
 from assay.stages.held_out import log_odds
 from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, tiny_model, write
 
@@ -52,6 +53,7 @@ def test_every_likelihood_trains_by_its_name(tmp_path, capsys, name):
     assert len(set(rewards)) > 1
     facts = json.loads((tmp_path / "run" / "reward" / "assay.json").read_text())
     assert set(facts["learned"]) == set(LIKELIHOODS[name]().learned)
+    assert facts["base_weights"] == hash_of_folder(tiny_model())  # what may be averaged with it
 
 
 def test_an_ensemble_of_heads_knows_how_unsure_it_is(tmp_path):

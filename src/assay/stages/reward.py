@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -60,20 +61,25 @@ def run(config: RewardConfig) -> RewardModel:
     fitting.fit(items, checked)
     if pool:
         reward = label_itself(fitting, items, pool, tested, lambda: new_model(config, likelihood, source, encoder))
-    told = likelihood.told({name: value.detach().cpu() for name, value in reward.learner.model.learned.items()})
-    facts = {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)}
+    facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}
+    finish(replace(fitting, reward=reward), items, tested, {**facts, "trained_on": hash_of(train)})
+    return reward
+
+
+def finish(fitting: Fitting, items: Sequence[Item], tested: Sequence[Item], facts: Mapping[str, Any]) -> None:
+    """Save the model, prove that what was saved is it, and tell what it gets right on held-out feedback."""
+    config, reward, place = fitting.config, fitting.reward, fitting.place
+    learned = {name: value.detach().cpu() for name, value in reward.learner.model.learned.items()}
+    told = fitting.likelihood.told(learned)
     reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
-    place.record(
-        "reward", data=hash_of(train), **{f"num_{kind}": len(items)}, num_held_out=len(tested), seed=config.seed
-    )
+    place.record("reward", **facts, num_held_out=len(tested), seed=config.seed)
     if config.verify:
         some = [(j.prompt, answer) for j, _ in (tested or items)[:8] for answer in answers_of(j)]
         say(verify(place.reward, some, trained=reward))
     say_annotators(told)
     if tested:
-        summarise(reward, likelihood, tested, place, told)
+        summarise(reward, fitting.likelihood, tested, place, told)
     say(f"reward model: {place.reward}")
-    return reward
 
 
 def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource, encoder: Encoder) -> RewardModel:

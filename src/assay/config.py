@@ -17,8 +17,8 @@ from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
-from assay.rewards.ids import IDS
 from assay.rewards.ensemble import RuleName
+from assay.rewards.ids import IDS
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
 from assay.rewards.ser import SER

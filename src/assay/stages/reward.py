@@ -72,7 +72,7 @@ def finish(fitting: Fitting, items: Sequence[Item], tested: Sequence[Item], fact
     learned = {name: value.detach().cpu() for name, value in reward.learner.model.learned.items()}
     told = fitting.likelihood.told(learned)
     reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
-    place.record("reward", **facts, num_held_out=len(tested), seed=config.seed)
+    place.record("reward", **facts, data=facts["trained_on"], num_held_out=len(tested), seed=config.seed)
     if config.verify:
         some = [(j.prompt, answer) for j, _ in (tested or items)[:8] for answer in answers_of(j)]
         say(verify(place.reward, some, trained=reward))

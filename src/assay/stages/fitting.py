@@ -62,6 +62,7 @@ class Fitting:
         )
         if training.resume():
             say(f"resumed after step {training.step} of {num_steps}")
+        self.place.write_config(plain(config), "reward")  # not before: a run that goes on refuses other settings
         self.place.resume_metrics(training.step + 1, stage=name)
         self.place.resume_metrics(training.step, stage=f"{name} validation")
         ends = [min(num_steps, math.ceil(e * len(items) / config.batch_size)) for e in range(1, _epochs(config) + 1)]

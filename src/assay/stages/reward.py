@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from assay.config import RewardConfig, plain
+from assay.config import RewardConfig
 from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import load_reward
@@ -51,14 +51,13 @@ def run(config: RewardConfig) -> RewardModel:
     )
     collate = collator(encoder, likelihood.columns, objectives if len(objectives) > 1 else (), annotators)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
-    place.write_config(plain(config), "reward")
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     others = f", {len(checked)} choose the epoch" if checked else ""
     say(f"training on {len(items)} {kind}; {len(tested)} {kind} of other prompts are held out{others}")
     if gaps := describe_gaps([judgement for judgement, _ in items], likelihood.data):
         say(gaps)
-    keep_held_out(tested, place)
     fitting.fit(items, checked)
+    keep_held_out(tested, place)
     if pool:
         reward = label_itself(fitting, items, pool, tested, lambda: new_model(config, likelihood, source, encoder))
     facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}

@@ -8,14 +8,14 @@ import torch
 from assay.audit.run import Audit, audit_pairs
 from assay.audit.table import ScoredSamples
 from assay.config import AuditConfig, SamplesSettings, plain
-from assay.engine.catalog import resolve_model
 from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_prompts
 from assay.records import text_of
 from assay.rewards.model import RewardModel
-from assay.stages.common import hash_of_folder, load_oracle, open_run, read
+from assay.stages.common import load_oracle, open_run, read
 from assay.stages.held_out import pairs_of
 from assay.stages.judgements import encode
+from assay.stages.opening import open_reward, weights_of
 from assay.stages.progress import say, table
 from assay.stages.sampling import PolicySampler
 from assay.stages.scoring import score_pairs
@@ -28,7 +28,7 @@ def run(config: AuditConfig) -> Audit:
     comparisons = read(read_comparisons, data)
     oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
     named = config.reward or str(place.reward)
-    reward = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
+    reward = open_reward(named, dtype=config.dtype, token_budget=config.token_budget)
     pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encoder, reward.context, data)))
     samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
@@ -38,7 +38,7 @@ def run(config: AuditConfig) -> Audit:
     if samples is not None:
         samples.save(place.path / "scored_samples.parquet")
     found.save(place.audit)
-    weights = hash_of_folder(resolve_model(named).path)
+    weights = weights_of(named)
     place.record("audit", reward=named, weights=weights, seed=config.seed, counts=dict(found.counts))
     table("audit", found.table())
     if found.verdict.passed:

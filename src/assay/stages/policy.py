@@ -20,7 +20,6 @@ from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
 from assay.records import Comparison, Demonstration, Prompt
 from assay.report.run import RunDirectory, read_json
-from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import (
     data_columns,
@@ -34,6 +33,7 @@ from assay.stages.common import (
 )
 from assay.stages.judgements import collator as collate_judgements
 from assay.stages.online import Rewards, Rollouts, Watch, load_rules
+from assay.stages.opening import open_reward, weights_of
 from assay.stages.progress import bar, say
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -137,14 +137,14 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     rules = load_rules(config.rules)
     identity: dict[str, Any] = {"rules": [hash_of_rule(rule) for rule in config.rules]}
     if named:
-        identity["model"] = hash_of_folder(resolve_model(named).path)
+        identity["model"] = weights_of(named)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
-        model = RewardModel.from_pretrained(named, dtype=config.dtype, token_budget=config.token_budget)
+        model = open_reward(named, dtype=config.dtype, token_budget=config.token_budget)
     return Rewards(model, config.reward_weight, rules, identity)
 
 
 def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) -> None:
-    """Refuse a reward that was not audited in this run with these weights (`hash_of_folder`), or that failed."""
+    """Refuse a reward that was not audited in this run with these weights (`weights_of`), or that failed."""
     if ignore:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
         return

@@ -11,9 +11,9 @@ from assay.records import Message, Prompt, Response, user_prompt
 from assay.report.html import write_report
 from assay.report.run import write_text
 from assay.rewards.contract import verify
-from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import open_run, read, require
+from assay.stages.opening import open_reward
 from assay.stages.progress import console, say, table
 
 PROBES = (
@@ -27,7 +27,7 @@ def score(config: ScoreConfig) -> list[float]:
     """Rewards of conversations (`messages`, or `prompt` and `completion`), one JSON line each."""
     name = require(config.reward, "reward", "a reward model")
     records = read(read_demonstrations, config.data)
-    reward = RewardModel.from_pretrained(name, dtype=config.dtype, token_budget=config.token_budget)
+    reward = open_reward(name, dtype=config.dtype, token_budget=config.token_budget)
     rewards = reward.score([(record.prompt, record.response) for record in records])
     lines = [json.dumps({"id": r.id, "reward": value}) for r, value in zip(records, rewards, strict=True)]
     if config.out:

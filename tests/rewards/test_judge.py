@@ -69,6 +69,11 @@ def test_opinions_are_those_of_plain_transformers(judge):
         )
 
 
+def test_a_judge_computes_in_full_precision_unless_told():
+    types = {dtype: open_judge(tiny_model(), dtype=dtype).model.learner.model for dtype in ("auto", "bfloat16")}
+    assert [str(next(model.parameters()).dtype) for model in types.values()] == ["torch.float32", "torch.bfloat16"]
+
+
 def test_what_a_judgement_tells():
     found = Judgement(torch.tensor([2.0, 2.0, 0.0]), torch.tensor([1.0, -3.0, 0.0]))
     assert found.log_odds.tolist() == [1.5, -0.5, 0.0] and found.bias.tolist() == [0.5, 2.5, 0.0]

@@ -154,7 +154,8 @@ class LanguageModel:
 
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
-        """A name, a folder or a hub id."""
+        """A name, a folder or a hub id. "auto" is fp32: in bf16, log-odds come in steps of an eighth."""
+        dtype = "float32" if dtype == "auto" else dtype
         return cls(*load_language_model(name, dtype=dtype, token_budget=token_budget), name=name)
 
     @property

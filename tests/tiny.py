@@ -89,6 +89,22 @@ def pairs(num: int = 12) -> list[dict[str, Any]]:
     ]
 
 
+WORDS = ("Red.", "Blue, I would say.", "It depends on the light.", "No.", "Green and a little yellow.")
+
+
+def asked(place: int) -> list[dict[str, str]]:
+    """One of many prompts."""
+    return [{"role": "user", "content": f"Name colour number {place}."}]
+
+
+def ratings(values: tuple[float, ...], num: int = 10) -> list[dict[str, Any]]:
+    """One rated answer to each of `num` prompts, the values in turn."""
+    return [
+        {"prompt": asked(place), "response": WORDS[place % 5], "rating": values[place % len(values)], "id": f"v{place}"}
+        for place in range(num)
+    ]
+
+
 def demonstrations(num: int = 6) -> list[dict[str, Any]]:
     """Prompts with one answer to imitate."""
     return [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs(num)]

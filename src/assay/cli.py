@@ -13,6 +13,7 @@ VERBS = {
     "reward": "train a reward model on comparisons",
     "score": "print a reward model's numbers for conversations",
     "verify": "check that plain transformers gives a reward model's numbers",
+    "average": "make one reward model of several by averaging their weights",
     "audit": "put a reward model under test; exit code 3 when it is refused",
     "policy": "train a policy: rloo against a reward, dpo or sft on feedback",
     "evaluate": "compare a policy with its base on held-out prompts",
@@ -254,10 +255,11 @@ def dispatch(verb: str, config: Any) -> int:
 
         demo.run(config)
         return OK
-    if verb in ("score", "verify", "report", "models"):
+    if verb in ("score", "verify", "average", "report", "models"):
         from assay.stages import score
 
-        {"score": score.score, "verify": score.check, "report": score.report, "models": score.models}[verb](config)
+        stages = {"score": score.score, "verify": score.check, "average": score.average}
+        {**stages, "report": score.report, "models": score.models}[verb](config)
         return OK
     import importlib
 

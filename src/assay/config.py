@@ -17,8 +17,11 @@ from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
+from assay.rewards.ensemble import RuleName
+from assay.rewards.ids import IDS
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
+from assay.rewards.ser import SER
 from assay.settings import InputError, Settings, nearest
 from assay.train.loop import CheckpointSettings, OptimiserSettings
 
@@ -45,6 +48,12 @@ class RewardConfig(Settings):
     held_out: int | float = 0.1  # prompts kept for testing: a number, or a share
     likelihood: Any = field(default_factory=BradleyTerry)  # the chosen likelihood's own fields
     heads: int = 1  # opinions on one body, each on a bootstrap of the feedback; more than 1 is an ensemble
+    language_coef: float = 0.0  # weight of the chosen answers' language-model loss beside the reward's
+    ids: IDS = field(default_factory=IDS)  # labels that move with the model
+    validation: int | float = 0  # prompts kept to choose the epoch of least loss; 0: the last epoch is what is saved
+    labelled: float = 1.0  # share of the prompts whose labels are used; the others' pairs the model labels itself
+    unlabelled: DataSettings = field(default_factory=DataSettings)  # further pairs that the model labels itself
+    ser: SER = field(default_factory=SER)  # how it does
     epochs: float = 1.0
     batch_size: int = 8  # judgements per optimiser step
     max_tokens: int | None = None  # a stricter limit than the model's context
@@ -74,7 +83,9 @@ class AuditConfig(Settings):
     """assay audit: a reward model and held-out comparisons -> findings and a verdict."""
 
     run: str = ""
-    reward: str = ""  # default: the run's reward model
+    reward: str = ""  # a reward model, or several separated by commas; default: the run's
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)  # default: what the run held out
     samples: SamplesSettings = field(default_factory=SamplesSettings)
     gate: GateSettings = field(default_factory=GateSettings)
@@ -92,7 +103,9 @@ class PolicyConfig(Settings):
     data: DataSettings = field(default_factory=DataSettings)  # prompts, comparisons or demonstrations
     streams: dict[str, DataSettings] = field(default_factory=dict)  # further sources, by stream
     algorithm: Any = None  # set to the chosen algorithm's own fields by `config_class`
-    reward: str = ""  # a reward model; default: the run's
+    reward: str = ""  # a reward model, or several separated by commas; default: the run's
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     rules: tuple[str, ...] = ()  # programmatic rewards beside it, as weight*file.py:function
     reward_weight: float = 1.0  # of the reward model in the sum
     num_answers: int = 4  # per prompt
@@ -123,7 +136,9 @@ class EvaluateConfig(Settings):
     prompts: DataSettings = field(default_factory=DataSettings)
     num_prompts: int = 200
     oracle: str = ""  # what judges: "text", "length" or file.py:function; default: the reward model
-    reward: str = ""  # a reward model scored beside it; default: the run's, if there is one
+    reward: str = ""  # scored beside it: a reward model, or several separated by commas; default: the run's, if any
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     text: DataSettings = field(default_factory=DataSettings)  # plain text whose likelihood before and after is compared
     token_budget: int = 8192
@@ -155,7 +170,9 @@ class CollectConfig(Settings):
 class ScoreConfig(Settings):
     """assay score: a reward model's numbers for conversations in a file."""
 
-    reward: str = ""
+    reward: str = ""  # a reward model, or several separated by commas
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)
     out: str = ""  # a .jsonl file; default: the terminal
     token_budget: int = 8192
@@ -167,6 +184,15 @@ class VerifyConfig(Settings):
     """assay verify: does plain transformers give a saved reward model's rewards?"""
 
     reward: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AverageConfig(Settings):
+    """assay average: several reward models of one start -> one whose weights are their mean."""
+
+    reward: str = ""  # the models, separated by commas
+    weights: tuple[float, ...] = ()  # their shares; default: even
+    out: str = ""  # a folder for the model
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +221,7 @@ CONFIGS: dict[str, type] = {
     "reward": RewardConfig,
     "score": ScoreConfig,
     "verify": VerifyConfig,
+    "average": AverageConfig,
     "audit": AuditConfig,
     "policy": PolicyConfig,
     "evaluate": EvaluateConfig,
@@ -229,10 +256,12 @@ def named(setting: str, known: Mapping[str, type], name: str) -> type:
     if ":" in name:
         from assay.rewards.rules import load_object
 
-        found = load_object(name, setting)
+        found: type = load_object(name, setting)
         if inspect.isabstract(found):
             lacking = ", ".join(sorted(found.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
             raise InputError(f"{setting}.name: {name} has no {lacking}: a {setting} of your own needs it")
+        if get_origin(getattr(found, "__annotations__", {}).get("name")) is Literal:
+            raise InputError(f"{setting}.name: declare `name: str` in {name}: it must be able to hold this place")
         return found
     raise InputError(f"{setting}.name: {name!r} is not one of {', '.join(known)}.{nearest(name, known)}")
 
@@ -289,7 +318,11 @@ AT_LEAST: Mapping[str, float] = {
     "every": 0,
     "steps": 0,
     "epochs": 0,
+    "reward_penalty": 0,
     "held_out": 0,
+    "validation": 0,
+    "language_coef": 0,
+    "heads": 1,
     "rank": 0,
     "lr": 0,
     "warmup": 0,

@@ -2,7 +2,7 @@
 
 B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), C tokens of a chunk,
 V vocabulary entries, N tokens of a packed row, D width of the hidden vectors,
-G rankings, K responses of the longest one, L numbers of a head or levels of a scale.
+G rankings, K responses of the longest one, L numbers of a head or levels of a scale, A annotators.
 """
 
 from typing import TypeAlias
@@ -21,10 +21,13 @@ RankingBool: TypeAlias = Bool[Tensor, "G K"]
 RankingInt: TypeAlias = Int[Tensor, "G K"]
 GroupFloat: TypeAlias = Float[Tensor, " G"]
 Levels: TypeAlias = Float[Tensor, " L"]
+TokenLevels: TypeAlias = Float[Tensor, "B T L"]
 RowLevels: TypeAlias = Float[Tensor, "B L"]
 PairLevels: TypeAlias = Float[Tensor, "P L"]
 PairFloat: TypeAlias = Float[Tensor, " P"]
 PairBool: TypeAlias = Bool[Tensor, " P"]
+PairInt: TypeAlias = Int[Tensor, " P"]
+AnnotatorFloat: TypeAlias = Float[Tensor, " A"]
 ChunkInt: TypeAlias = Int[Tensor, " C"]
 ChunkFloat: TypeAlias = Float[Tensor, " C"]
 ChunkLogits: TypeAlias = Float[Tensor, "C V"]

@@ -230,6 +230,15 @@ def test_real_pairs(name: str, num_kept: int, num_prompts: int, warnings: dict[s
     assert len({record.prompt.id for record in read.records}) == num_prompts
 
 
+def test_real_votes_of_several_people() -> None:
+    """Every vote on its own, by name, with what was shown first; ties and all."""
+    votes = read_comparisons(shared("multiannot_dexperts_toxicity.jsonl"), objectives=("less_toxic",)).records
+    assert len(votes) == 3 * 956
+    assert {vote.annotator for vote in votes} == {"assignment0", "assignment1", "assignment2"}
+    assert [sum(vote.preference == p for vote in votes) for p in (1, 0, 0.5)] == [503, 486, 1879]
+    assert all(vote.meta["shown_first"] == ("rejected" if vote.preference == 0 else "chosen") for vote in votes)
+
+
 def test_real_transcripts_give_back_their_turns(tmp_path: Path) -> None:
     pairs = read_comparisons(shared("pairs_hh_test_human_plus_relabel.jsonl")).records
     names = {"user": "Human", "assistant": "Assistant"}

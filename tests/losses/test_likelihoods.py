@@ -8,6 +8,7 @@ import torch
 
 from assay.losses.preference import (
     bradley_terry,
+    by_annotator,
     categorical,
     davidson,
     deviation,
@@ -91,6 +92,30 @@ def test_categorical_by_hand():
     chosen, rejected = d(0.5, 0.5).log()[None], d(0.25, 0.75).log()[None]
     assert categorical(chosen, rejected).item() == pytest.approx(-math.log(0.375), abs=1e-9)
     assert categorical(chosen, rejected, preference=d(0.0)).item() == pytest.approx(-math.log(0.625), abs=1e-9)
+
+
+def test_annotators_by_hand():
+    # log-temperatures 0 and 2, less their mean: betas e and 1 / e; the differences are 1 and 2, the biases .5 and -.3.
+    # first: e + .5 = 3.218282, sigmoid .961516; shown second: e - .5 = 2.218282, .901879; order not known: e, .938097
+    # second annotator, difference 2, shown second: 2 / e + .3 = 1.035759, .738031
+    annotator, temperature, bias = t([0, 0, 0, 1]), d(0.0, 2.0), d(0.5, -0.3)
+    chosen, rejected, shown_first = d(2.0, 2.0, 2.0, 2.0), d(1.0, 1.0, 1.0, 0.0), d(1.0, -1.0, 0.0, -1.0)
+    found = by_annotator(chosen, rejected, annotator, temperature, bias, shown_first)
+    assert (-found).exp().tolist() == pytest.approx([0.961516, 0.901879, 0.938097, 0.738031], abs=1e-6)
+
+
+def test_annotators_who_do_not_differ_are_bradley_terry():
+    chosen, rejected, none = d(1.5, -0.4), d(0.2, 0.3), d(0.0, 0.0)
+    found = by_annotator(chosen, rejected, t([0, 1]), d(0.7, 0.7), none, d(1.0, -1.0), preference=d(1.0, 0.5))
+    assert torch.allclose(found, bradley_terry(chosen, rejected, preference=d(1.0, 0.5)))
+
+
+def test_a_tie_does_not_say_who_was_chosen():
+    """Which response of a tie is called chosen is arbitrary, and which was shown first goes with it."""
+    args = t([0]), d(0.4), d(0.8)
+    one = by_annotator(d(1.0), d(0.3), *args, d(1.0), preference=d(0.5))
+    other = by_annotator(d(0.3), d(1.0), *args, d(-1.0), preference=d(0.5))
+    assert one.item() == pytest.approx(other.item())
 
 
 def rankings(size, *, seed=0):

@@ -8,12 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from assay.cli import OK, WRONG_INPUT, main
+from assay.config import AuditConfig
 from assay.engine.learner import Learner
 from assay.lab.tabular import TabularModel, batch_of
 from assay.lab.world import World
-from assay.rewards.implicit import ImplicitReward, ImplicitSource, implicit_reward, open_implicit
+from assay.rewards.ensemble import open_reward
+from assay.rewards.implicit import ImplicitReward, ImplicitSource, implicit_reward
 from assay.settings import InputError
-from assay.stages.opening import open_reward, weights_of
+from assay.stages.common import hash_of_rewards
 from tiny import (
     CONTEXT,
     CONVERSATIONS,
@@ -78,7 +80,9 @@ def logprob(folder, messages, prompt) -> float:
 
 def test_it_is_the_difference_of_log_probabilities(other):
     single = [c for c in CONVERSATIONS if len(c[1]) == 1]
-    found = open_implicit(f"implicit:0.3*{other},{tiny_model()}", dtype="float32", token_budget=64).score(single)
+    found = ImplicitReward.from_pretrained(
+        f"implicit:0.3*{other}:{tiny_model()}", dtype="float32", token_budget=64
+    ).score(single)
     for (prompt, response), value in zip(single, found, strict=True):
         asked = [m.to_json() for m in prompt.messages]
         whole = [*asked, *(m.to_json() for m in response)]
@@ -88,21 +92,21 @@ def test_it_is_the_difference_of_log_probabilities(other):
 
 
 def test_a_policy_that_learnt_nothing_values_nothing():
-    same = open_implicit(f"implicit:{tiny_model()},{tiny_model()}", dtype="float32")
+    same = ImplicitReward.from_pretrained(f"implicit:{tiny_model()}:{tiny_model()}", dtype="float32")
     assert same.score(CONVERSATIONS) == [0.0] * len(CONVERSATIONS)
     assert same.context == CONTEXT and same.uncertainty(CONVERSATIONS) is None
 
 
 def test_the_reference_is_what_the_run_started_from(other, tmp_path):
     assert ImplicitSource.parse(f"implicit:{other}") == ImplicitSource(other, tiny_model(), 0.1)
-    assert ImplicitSource.parse("implicit:2*a,b") == ImplicitSource("a", "b", 2.0)
+    assert ImplicitSource.parse("implicit:2*a:b") == ImplicitSource("a", "b", 2.0)
     with pytest.raises(InputError, match="name its reference"):
         ImplicitSource.parse(f"implicit:{tmp_path}")
 
 
-@pytest.mark.parametrize("spec", ["implicit:", "implicit:,b", "implicit:0*a,b", "implicit:nan*a,b", "implicit:x*a,b"])
+@pytest.mark.parametrize("spec", ["implicit:", "implicit::b", "implicit:0*a:b", "implicit:nan*a:b", "implicit:x*a:b"])
 def test_specs_that_say_nothing(spec):
-    with pytest.raises(InputError, match=r"write implicit:beta\*POLICY,REFERENCE"):
+    with pytest.raises(InputError, match=r"write implicit:beta\*POLICY:REFERENCE"):
         ImplicitSource.parse(spec)
 
 
@@ -112,17 +116,12 @@ def test_a_reference_of_other_words_is_refused(tmp_path):
     told = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "<|im_start|>"}))
     with pytest.raises(InputError, match="the eos of their tokenizers differ"):
-        open_implicit(f"implicit:{tiny_model()},{folder}")
-
-
-def test_it_cannot_be_saved_as_a_classifier(other, tmp_path):
-    with pytest.raises(InputError, match="cannot be saved as a reward model"):
-        open_implicit(f"implicit:{other}").save(tmp_path)
+        ImplicitReward.from_pretrained(f"implicit:{tiny_model()}:{folder}")
 
 
 def test_what_it_is_made_of_changes_with_each_part(other):
-    specs = [other, f"0.2*{other}", f"{other},{other}", f"{tiny_model()},{other}"]
-    assert len({weights_of(f"implicit:{spec}") for spec in specs}) == 4
+    specs = [other, f"0.2*{other}", f"{other}:{other}", f"{tiny_model()}:{other}"]
+    assert len({hash_of_rewards(f"implicit:{spec}", AuditConfig()) for spec in specs}) == 4
     assert isinstance(open_reward(f"implicit:{other}"), ImplicitReward)
 
 
@@ -151,4 +150,4 @@ def test_the_stages_take_it_as_a_reward(other, tmp_path, capsys):
 
 def test_a_conversation_too_long_for_either_is_refused(other):
     with pytest.raises(InputError, match="context 256"):
-        open_implicit(f"implicit:{other}").score([(PROMPTS[0], (CONVERSATIONS[0][1][0],) * 80)])
+        ImplicitReward.from_pretrained(f"implicit:{other}").score([(PROMPTS[0], (CONVERSATIONS[0][1][0],) * 80)])

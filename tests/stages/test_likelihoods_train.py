@@ -2,18 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from assay.cli import OK, WRONG_INPUT, main
+from assay.records import Comparison, reply, user_prompt
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
-from tiny import CONVERSATIONS, pairs, tiny_model, write
-
-WORDS = ("Red.", "Blue, I would say.", "It depends on the light.", "No.", "Green and a little yellow.")
-
-
-def asked(place):
-    return [{"role": "user", "content": f"Name colour number {place}."}]
+from assay.stages.common import hash_of_folder
+from assay.stages.held_out import log_odds
+from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, tiny_model, write
 
 
 def rankings(num=10, ties=False):
@@ -26,19 +24,14 @@ def rankings(num=10, ties=False):
     return rows
 
 
-def ratings(values, num=10):
-    return [
-        {"prompt": asked(place), "response": WORDS[place % 5], "rating": values[place % len(values)], "id": f"v{place}"}
-        for place in range(num)
-    ]
-
-
 def feedback(name):
     if LIKELIHOODS[name].data == "rankings":
         return rankings()
     if LIKELIHOODS[name].data == "ratings":
         return ratings((0, 1) if name == "binary" else (1, 3, 5, 2, 4))
     rows = pairs(12)
+    if name == "annotators":
+        return [{**row, "annotator": f"person {i % 2}"} for i, row in enumerate(rows)]
     return [
         {**row, "preference": 0.5} if name in ("rao_kupper", "davidson") and i % 3 == 0 else row
         for i, row in enumerate(rows)
@@ -60,6 +53,7 @@ def test_every_likelihood_trains_by_its_name(tmp_path, capsys, name):
     assert len(set(rewards)) > 1
     facts = json.loads((tmp_path / "run" / "reward" / "assay.json").read_text())
     assert set(facts["learned"]) == set(LIKELIHOODS[name]().learned)
+    assert facts["base_weights"] == hash_of_folder(tiny_model())  # what may be averaged with it
 
 
 def test_an_ensemble_of_heads_knows_how_unsure_it_is(tmp_path):
@@ -90,6 +84,48 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
     assert reward.score(CONVERSATIONS) == pytest.approx(both.mean(1).tolist())
 
 
+def by_people(num=12):
+    """Rows that two people judged, the second always for what was shown first."""
+    return [
+        {
+            "prompt": asked(i),
+            "responses": [WORDS[i % 5], WORDS[(i + 2) % 5]],
+            "annotations": [{"annotator": "Ann", "kind": "AB"[i % 2]}, {"annotator": "Bo", "kind": "A"}],
+        }
+        for i in range(num)
+    ]
+
+
+@pytest.mark.parametrize("heads", ["1", "2"])
+def test_annotators_are_learned_beside_the_model(tmp_path, capsys, heads):
+    words = ("--likelihood", "annotators", "--data.objectives", "kind", "--heads", heads)
+    assert train(tmp_path, by_people(), *words) == OK
+    said = capsys.readouterr().out
+    facts = json.loads((tmp_path / "run" / "reward" / "assay.json").read_text())
+    ann, bo = facts["annotators"]["Ann"], facts["annotators"]["Bo"]
+    assert f"annotator Bo: temperature {bo['temperature']:.3f}  order_bias {bo['order_bias']:.3f}" in said
+    assert ann["temperature"] * bo["temperature"] == pytest.approx(1)
+    assert "negative log-likelihood, annotators told apart" in said
+    assert bo["order_bias"] > 0.05 > ann["order_bias"]
+    assert len(facts["learned"]["log_temperature"]) == 2
+
+
+def test_log_odds_of_the_annotator_who_judged():
+    told = {"Ann": {"temperature": 2.0, "order_bias": 0.5}, "Bo": {"temperature": 0.5, "order_bias": -0.3}}
+    shown = (("Ann", "rejected"), ("Bo", "chosen"), ("Bo", None), ("Cy", "chosen"))
+    judged = [
+        Comparison(
+            prompt=user_prompt("Say hello."),
+            responses=(reply("Hello!"), reply("No.")),
+            annotator=who,
+            meta={"shown_first": first} if first else {},
+        )
+        for who, first in shown
+    ]
+    found = log_odds(judged, np.array([1.0, 1.0, 1.0, 1.0]), told)
+    assert found.tolist() == pytest.approx([0.0, 1.7, 2.0, 1.0])
+
+
 @pytest.mark.parametrize(
     ("rows", "words", "told"),
     [
@@ -106,6 +142,18 @@ def test_objectives_have_a_reward_each(tmp_path, capsys):
         (pairs(4), ("--likelihood", "thurston"), "Did you mean 'thurstone'?"),
         (pairs(4), ("--likelihood", "mean_variance", "--heads", "3"), "no heads or objectives fit it"),
         (pairs(4), ("--data.objectives", "kindness"), "no judgement under 'kindness'"),
+        (pairs(8), ("--likelihood", "annotators"), "judgements name no annotator: rows name theirs in `annotator`"),
+        (
+            [{**row, "annotator": "x3"} for row in pairs(8)],
+            ("--likelihood", "annotators"),
+            "all judgements are by 'x3': there is nobody to tell apart",
+        ),
+        (
+            [{**row, "annotator": "ab"[i % 2], "shown_first": "B"} for i, row in enumerate(pairs(8))],
+            ("--likelihood", "annotators"),
+            "shown_first='B': write chosen or rejected, or leave it out",
+        ),
+        (feedback("annotators"), ("--likelihood", "annotators", "--likelihood.names", "a"), "leave it out"),
     ],
 )
 def test_feedback_that_a_likelihood_cannot_read(tmp_path, capsys, rows, words, told):
@@ -118,3 +166,16 @@ def test_a_likelihood_of_ones_own_that_lacks_its_loss(tmp_path, capsys):
     own.write_text("from assay.rewards.likelihoods import Likelihood\n\n\nclass Half(Likelihood):\n    pass\n")
     assert train(tmp_path, pairs(4), "--likelihood", f"{own}:Half") == WRONG_INPUT
     assert "own.py:Half has no loss: a likelihood of your own needs it" in capsys.readouterr().err
+
+
+def test_answers_that_nothing_connects_are_told(tmp_path, capsys):
+    rows = pairs(12) + [{**row, "chosen": "Yes, of course.", "rejected": "No."} for row in pairs(2)]
+    line = "2 of 2 prompts with several comparisons fall into unconnected parts (the first: "
+    assert train(tmp_path, rows, "--held_out", "0") == OK
+    said = capsys.readouterr().out
+    assert line in said and "parts of 2 and 2 answers): the data says nothing of how these compare" in said
+
+
+def test_feedback_without_gaps_tells_nothing_of_them(tmp_path, capsys):
+    assert train(tmp_path, rankings(), "--likelihood", "plackett_luce") == OK
+    assert "unconnected" not in capsys.readouterr().out

@@ -96,6 +96,7 @@ def audit_pairs(
         *probes.length(pairs, seed=seed),
         *probes.rates(pairs),
         *probes.calibration(pairs, seed=seed),
+        *probes.abstention(pairs),
     ]
     counts = {
         "pairs": len(pairs),

@@ -110,6 +110,7 @@ class ScoredPairs(ScoredTable):
 
     `preference` is the probability that chosen is preferred, in [0.5, 1]; 0.5 is a tie of the labels. `truncated_` is
     True where the response did not fit the context. A reward may be NaN: it counts as a failure, never as absent.
+    `uncertainty` is the standard deviation of the reward difference, NaN where the model knows none.
     """
 
     kind: ClassVar[str] = "scored pairs"
@@ -120,6 +121,7 @@ class ScoredPairs(ScoredTable):
         "truncated_rejected": False,
         "preference": 1.0,
         "annotator": "",
+        "uncertainty": np.nan,
     }
     prompt_id: TextArray
     reward_chosen: FloatArray
@@ -132,6 +134,7 @@ class ScoredPairs(ScoredTable):
     truncated_rejected: BoolArray = ABSENT
     preference: FloatArray = ABSENT
     annotator: TextArray = ABSENT
+    uncertainty: FloatArray = ABSENT
 
     def _check(self) -> None:
         super()._check()

@@ -91,6 +91,12 @@ class Learner:
             raise RuntimeError("this learner is frozen")
         return self.optimizer.step(lr=lr, max_norm=max_norm)
 
+    def restart(self) -> None:
+        """Forget the optimiser's moments: another training of the same weights begins."""
+        if self.optimizer is None:
+            raise RuntimeError("this learner is frozen")
+        self.optimizer.restart()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Trained weights and the optimiser's state."""
         if self.optimizer is None:

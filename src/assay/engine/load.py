@@ -55,10 +55,12 @@ def load_reward(
     fresh_head: bool = False,
     num_outputs: int | None = 1,
     learned: Mapping[str, Tensor] | None = None,
+    language: bool = False,
 ) -> Model:
     """A sequence classifier with `num_outputs` numbers (None: as many as it was saved with).
 
-    A missing head is an error, or made where `fresh_head` allows it. `learned`: see `Model`.
+    A missing head is an error, or made where `fresh_head` allows it. `learned`: see `Model`. With `language` it keeps
+    the language model's own head beside: log-probabilities can be read, and trained on, as well as rewards.
     """
     allowed = {"score.weight"} if fresh_head else set()
     options = {} if num_outputs is None else {"num_labels": num_outputs}
@@ -68,7 +70,18 @@ def load_reward(
     if "score.weight" in missing:
         width = network.score.weight.shape[1]
         nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
-    return _model(network, dtype, lora, learned)
+    heads = {"language": _language_head(network, source)} if language else {}
+    return _model(network, dtype, lora, learned, heads)
+
+
+def _language_head(network: Any, source: ModelSource) -> nn.Linear:
+    """The layer that makes logits: the embeddings where they are tied to it, else the language model's own."""
+    embeddings = network.get_input_embeddings().weight
+    if not network.config.get_text_config().tie_word_embeddings:
+        return _load(AutoModelForCausalLM, source)[0].get_output_embeddings()
+    head = nn.Linear(embeddings.shape[1], embeddings.shape[0], bias=False, device="meta")
+    head.weight = embeddings
+    return head
 
 
 def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> tuple[Any, set[str]]:
@@ -115,7 +128,13 @@ def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **opt
     return network, lacking
 
 
-def _model(network: Any, dtype: DType, lora: LoRASettings | None, learned: Mapping[str, Tensor] | None = None) -> Model:
+def _model(
+    network: Any,
+    dtype: DType,
+    lora: LoRASettings | None,
+    learned: Mapping[str, Tensor] | None = None,
+    heads: Mapping[str, nn.Linear] | None = None,
+) -> Model:
     """Cast what computes to `dtype`. A reward head and adapters stay fp32; with adapters the rest is frozen."""
     device = best_device()
     wanted = compute_dtype(dtype, device)
@@ -123,8 +142,11 @@ def _model(network: Any, dtype: DType, lora: LoRASettings | None, learned: Mappi
     for name, p in network.named_parameters():
         if not name.startswith("score."):
             p.data = p.data.to(wanted)
-    model = Model(network, learned={name: value.to(device) for name, value in (learned or {}).items()})
+    for head in (heads or {}).values():
+        head.to(device=device, dtype=wanted)
+    model = Model(network, heads, {name: value.to(device) for name, value in (learned or {}).items()})
     if lora is not None and lora.rank:
+        model.heads.requires_grad_(False)
         model.adapter = _add_adapter(network, lora)
     return model
 

@@ -28,7 +28,8 @@ class Model(nn.Module):
     """A transformers network and its heads.
 
     `heads` maps "value" and "reward" to linear layers computed in fp32; a classifier's own `score` layer serves as
-    "reward". A reward head has one number, or several (`outputs`). `learned` are numbers that a loss learns beside
+    "reward". A reward head has one number, or several (`outputs`). A classifier can be given a "language" head, which
+    makes logits. `learned` are numbers that a loss learns beside
     the weights, such as the threshold of a tie.
     """
 
@@ -58,7 +59,9 @@ class Model(nn.Module):
 
     @property
     def vocabulary_head(self) -> nn.Linear | None:
-        """The layer that makes logits; None for a sequence classifier."""
+        """The layer that makes logits; None for a sequence classifier that was not given one."""
+        if "language" in self.heads:
+            return cast(nn.Linear, self.heads["language"])
         return self.network.get_output_embeddings()
 
     def head(self, name: str) -> nn.Linear:

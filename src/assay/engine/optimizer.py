@@ -73,6 +73,13 @@ class FlatAdamW:
         return norm
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Forget the moments: another training of the same weights begins."""
+        for state in self.adam.state.values():
+            for value in state.values():
+                value.zero_()
+
+    @torch.no_grad()
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for group in self.groups:

@@ -4,7 +4,8 @@ Ranking: `responses`, texts best first, or objects of `text` and `rank`; or text
 Rating: `response` (or `completion`) and a number under `rating`, `score` or `label`.
 Objectives: a judgement named NAME is looked for in the column NAME or NAME_preferred, in `scores`, `ratings` and
 `preferences`, and in each entry of `annotations`, which may name its `annotator`. Of two `responses` it says which is
-better: 0 or "A" the first, 1 or "B" the second, a word for a tie.
+better: 0 or "A" the first, 1 or "B" the second, a word for a tie. `responses` are in the order they were shown in, and
+`meta` of each comparison keeps which came first, "chosen" or "rejected", under `shown_first`.
 """
 
 import math
@@ -100,19 +101,22 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
     if any(map(blank, answers)):
         raise BadRow("empty answer", f"the {'first' if blank(answers[0]) else 'second'} response is empty")
     prompt, pair = make_prompt(turns, row), (answers[0], answers[1])
-    source = take_word(row, "source")
-    found = [
-        Comparison(
-            prompt=prompt,
-            responses=pair,
-            preference=_preference(value, objective),
-            annotator=annotator or take_word(row, f"{objective}_annotator"),
-            source=source,
-            objective=objective,
-        )
-        for objective in objectives
-        for annotator, value in _told(row, objective)
-    ]
+    source, in_order = take_word(row, "source"), row.get("responses") is not None
+    found: list[Comparison] = []
+    for objective in objectives:
+        for annotator, value in _told(row, objective):
+            preference = _preference(value, objective)
+            found.append(
+                Comparison(
+                    prompt=prompt,
+                    responses=pair,
+                    preference=preference,
+                    annotator=annotator or take_word(row, f"{objective}_annotator"),
+                    source=source,
+                    objective=objective,
+                    meta={"shown_first": "chosen" if preference >= 0.5 else "rejected"} if in_order else {},
+                )
+            )
     if not found:
         known = [name for name in row if name not in (*USUAL, "responses", "chosen", "rejected")]
         hint = nearest(objectives[0], known)

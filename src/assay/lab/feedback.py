@@ -23,6 +23,30 @@ def pairs(world: World, num: int, generator: torch.Generator, *, temperature: fl
     return compared(world, context, torch.where(right, first, second), torch.where(right, second, first))
 
 
+def by_annotators(
+    world: World, rewards: Tensor, num: int, generator: torch.Generator, *, order_bias: Tensor | None = None
+) -> TokenBatch:
+    """`num` comparisons by each of A annotators, whose own rewards [A, C, O] may differ in what and in how much.
+
+    P(first preferred by a) = sigmoid(rewards_a(first) - rewards_a(second) + bias_a), the first being the one that was
+    shown first, and `order_bias` [A] 0 unless given. Pairs are drawn evenly; columns `annotator` and `shown_first`.
+    """
+    annotator = torch.arange(len(rewards)).repeat_interleave(num)
+    total = len(annotator)
+    context = torch.multinomial(world.contexts, total, replacement=True, generator=generator)
+    first = torch.randint(world.num_responses, (total,), generator=generator)
+    second = (first + torch.randint(1, world.num_responses, (total,), generator=generator)) % world.num_responses
+    gap = rewards[annotator, context, first] - rewards[annotator, context, second]
+    bias = 0 if order_bias is None else order_bias[annotator]
+    right = torch.rand(total, generator=generator, dtype=torch.float64) < torch.sigmoid(gap + bias)
+    batch = compared(world, context, torch.where(right, first, second), torch.where(right, second, first))
+    return batch.fill(
+        declared={"annotator": Tensor, "shown_first": Tensor},
+        annotator=annotator.repeat_interleave(2),
+        shown_first=2 * right.double() - 1,
+    )
+
+
 def compared(world: World, contexts: Tensor, chosen: Tensor, rejected: Tensor, **columns: Any) -> TokenBatch:
     """Comparisons [P] as rows 2i (chosen) and 2i + 1 (rejected)."""
     return batch_of(world, contexts.repeat_interleave(2), torch.stack([chosen, rejected], 1).flatten(), **columns)

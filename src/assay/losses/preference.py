@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from assay.shapes import PairFloat, PairLevels
+from assay.shapes import AnnotatorFloat, PairFloat, PairInt, PairLevels
 
 
 def bradley_terry(
@@ -30,6 +30,29 @@ def bradley_terry(
         difference = difference - margin * torch.sign(preference - 0.5)
     first = (1 - label_smoothing) * preference + label_smoothing * (1 - preference)
     return -(first * F.logsigmoid(difference) + (1 - first) * F.logsigmoid(-difference))
+
+
+def by_annotator(
+    chosen: PairFloat,
+    rejected: PairFloat,
+    annotator: PairInt,
+    log_temperature: AnnotatorFloat,
+    order_bias: AnnotatorFloat,
+    shown_first: PairFloat,
+    *,
+    preference: PairFloat | None = None,
+) -> PairFloat:
+    """Bradley-Terry whose noise is each annotator's own: P(chosen) = sigmoid(beta_a d + s bias_a).
+
+    d = chosen - rejected; beta_a = 1 / temperature_a; s is 1 where the chosen response was shown first, -1 where it was
+    second and 0 where nobody knows. Only ratios of the betas can be told from rewards, so the mean log-temperature is
+    taken off: their geometric mean is 1. `preference` as in `bradley_terry`.
+
+    Source: choices by a rationality beta: Jeon et al. 2020, arXiv:2002.04833, sec. 3, here one for each person; order:
+    Davidson & Beaver 1977, "On extending the Bradley-Terry model to incorporate within-pair order effects".
+    """
+    beta = torch.exp(log_temperature.mean() - log_temperature)[annotator]
+    return bradley_terry(beta * (chosen - rejected), -shown_first * order_bias[annotator], preference=preference)
 
 
 def thurstone(

@@ -43,7 +43,7 @@ class Labels:
             raise InputError("two comparisons have the same id: labels that move need an id each")
         self.place = {key: place for place, key in enumerate(keys.tolist())}
         self.values = labels.clone()
-        self.num_updates = 0
+        self.num_moves = 0
 
     def of(self, keys: Tensor) -> PairFloat:
         """The labels of these comparisons."""
@@ -53,6 +53,7 @@ class Labels:
         """Move the labels of these comparisons."""
         places = self._places(keys)
         self.values[places] = ids.move(self.values[places], difference.to(self.values.dtype))
+        self.num_moves += 1
 
     def _places(self, keys: Tensor) -> Tensor:
         return torch.tensor([self.place[key] for key in keys.tolist()])

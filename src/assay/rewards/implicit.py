@@ -5,10 +5,10 @@ compare answers to one prompt, never prompts. Source: Rafailov et al. 2023, arXi
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from assay.engine.load import DType
 from assay.engine.model import context
 from assay.losses.policy import log_ratio
 from assay.rewards.language import load_language_model
-from assay.rewards.model import RewardModel, batches
+from assay.rewards.model import Reward, batches
+from assay.rewards.readout import Readout
 from assay.settings import InputError
 from assay.shapes import RowFloat
 from assay.tokens.chat import Encoded, Encoder
@@ -44,18 +45,18 @@ class ImplicitSource:
 
     @classmethod
     def parse(cls, spec: str) -> Self:
-        """From "implicit:POLICY", "implicit:POLICY,REFERENCE" or "implicit:0.5*POLICY,REFERENCE".
+        """From "implicit:POLICY", "implicit:POLICY:REFERENCE" or "implicit:0.5*POLICY:REFERENCE".
 
         Without a reference: what the policy of a run directory started from.
         """
         weight, star, names = spec.removeprefix(PREFIX).rpartition("*")
-        policy, _, reference = names.partition(",")
+        policy, _, reference = names.partition(":")
         try:
             beta = float(weight) if star else BETA
         except ValueError:
-            raise InputError(f"{spec}: {weight!r} is no number; write implicit:beta*POLICY,REFERENCE") from None
+            raise InputError(f"{spec}: {weight!r} is no number; write implicit:beta*POLICY:REFERENCE") from None
         if not policy or not 0 < beta < float("inf"):
-            raise InputError(f"{spec}: write implicit:beta*POLICY,REFERENCE, beta a positive number")
+            raise InputError(f"{spec}: write implicit:beta*POLICY:REFERENCE, beta a positive number")
         return cls(policy, reference or _started_from(policy), beta)
 
 
@@ -67,16 +68,16 @@ def _started_from(policy: str) -> str:
         return base
     raise InputError(
         f"{policy}: no run directory around it says what it started from: name its reference, "
-        f"{PREFIX}{policy},REFERENCE"
+        f"{PREFIX}{policy}:REFERENCE"
     )
 
 
-class ImplicitReward(RewardModel):
+class ImplicitReward(Reward):
     """A policy and its reference in a reward model's place; conversations are rendered as for the policy."""
 
     def __init__(self, policy: Learner, reference: Learner, encoder: Encoder, *, name: str, beta: float) -> None:
-        super().__init__(policy, encoder, name=name)
-        self.reference, self.beta = reference, beta
+        self.policy, self.reference, self.encoder, self.beta = policy, reference, encoder, beta
+        self.name, self.readout = name, Readout()
 
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
@@ -95,20 +96,11 @@ class ImplicitReward(RewardModel):
     @property
     def context(self) -> int:
         """Tokens a conversation may have: both models must read it."""
-        return min(context(learner.model.config) for learner in (self.learner, self.reference))
+        return min(context(learner.model.config) for learner in (self.policy, self.reference))
 
     def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
         """[B, 1] the implicit rewards."""
         outputs = torch.zeros(len(encoded), 1)
         for rows, batch in batches(encoded, self.encoder.tokenizer.pad_token_id):
-            outputs[rows, 0] = implicit_reward(self.learner, self.reference, batch, self.beta)
+            outputs[rows, 0] = implicit_reward(self.policy, self.reference, batch, self.beta)
         return outputs
-
-    def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
-        """Always an InputError: two language models are no sequence classifier."""
-        raise InputError(f"{self.name} is a policy and its reference; it cannot be saved as a reward model ({folder})")
-
-
-def open_implicit(spec: str, *, dtype: DType = "auto", token_budget: int = 8192) -> ImplicitReward:
-    """The reward that "implicit:beta*POLICY,REFERENCE" names."""
-    return ImplicitReward.from_pretrained(spec, dtype=dtype, token_budget=token_budget)

@@ -6,6 +6,7 @@ and plain transformers on `apply_chat_template` give one number.
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +33,56 @@ Conversation = tuple[Prompt, Response] | Sequence[Mapping[str, Any]]
 """A prompt and a response, or a message list whose last turns are the assistant's."""
 
 
-class RewardModel:
+class Reward(ABC):
+    """What policies, audits and users ask of a learned reward, whether one model gives it or several do."""
+
+    name: str
+    encoder: Encoder  # how conversations are rendered for it
+    readout: Readout  # how its numbers become the reward
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """Tokens a conversation may have."""
+
+    @abstractmethod
+    def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
+        """[B, L] the numbers for encoded conversations, which `readout` turns into rewards."""
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """Ids of the whole rendered conversation."""
+        prompt, response = as_pair(conversation)
+        return self.encoder.conversation(prompt, response)
+
+    def score(self, conversations: Iterable[Conversation]) -> list[float]:
+        """One reward per conversation, in order. Responses to one prompt are computed together.
+
+        Raises InputError for a conversation longer than the model's context: nothing is cut.
+        """
+        return self.readout.reward(self.outputs(conversations)).tolist()
+
+    def uncertainty(self, conversations: Iterable[Conversation]) -> list[float] | None:
+        """The standard deviation of each reward, in order; None for a model that knows none."""
+        found = self.readout.uncertainty(self.outputs(conversations))
+        return None if found is None else found.tolist()
+
+    def outputs(self, conversations: Iterable[Conversation]) -> Tensor:
+        """[B, L] the numbers, which `readout` turns into rewards."""
+        encoded = [self.encode(conversation) for conversation in conversations]
+        for index, item in enumerate(encoded):
+            if item.num_tokens > self.context:
+                raise InputError(
+                    f"conversation {index} has {item.num_tokens} tokens, the reward model's context {self.context}: "
+                    f"leave it out or shorten it"
+                )
+        return self.outputs_encoded(encoded)
+
+    def score_encoded(self, encoded: Sequence[Encoded]) -> list[float]:
+        """One reward per encoded conversation, in order."""
+        return self.readout.reward(self.outputs_encoded(encoded)).tolist()
+
+
+class RewardModel(Reward):
     """A sequence classifier, its tokenizer, how conversations are rendered for it, and how its outputs are read."""
 
     def __init__(self, learner: Learner, encoder: Encoder, *, name: str, readout: Readout | None = None) -> None:
@@ -56,38 +106,6 @@ class RewardModel:
     def context(self) -> int:
         """Tokens a conversation may have."""
         return context(self.learner.model.config)
-
-    def encode(self, conversation: Conversation) -> Encoded:
-        """Ids of the whole rendered conversation."""
-        prompt, response = as_pair(conversation)
-        return self.encoder.conversation(prompt, response)
-
-    def score(self, conversations: Iterable[Conversation]) -> list[float]:
-        """One reward per conversation, in order. Responses to one prompt are computed together.
-
-        Raises InputError for a conversation longer than the model's context: nothing is cut.
-        """
-        return self.readout.reward(self.outputs(conversations)).tolist()
-
-    def uncertainty(self, conversations: Iterable[Conversation]) -> list[float] | None:
-        """The standard deviation of each reward, in order; None for a model that knows none."""
-        found = self.readout.uncertainty(self.outputs(conversations))
-        return None if found is None else found.tolist()
-
-    def outputs(self, conversations: Iterable[Conversation]) -> Tensor:
-        """[B, L] the head's numbers, which `readout` turns into rewards."""
-        encoded = [self.encode(conversation) for conversation in conversations]
-        for index, item in enumerate(encoded):
-            if item.num_tokens > self.context:
-                raise InputError(
-                    f"conversation {index} has {item.num_tokens} tokens, the reward model's context {self.context}: "
-                    f"leave it out or shorten it"
-                )
-        return self.outputs_encoded(encoded)
-
-    def score_encoded(self, encoded: Sequence[Encoded]) -> list[float]:
-        """One reward per encoded conversation, in order."""
-        return self.readout.reward(self.outputs_encoded(encoded)).tolist()
 
     def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
         """[B, L] the head's numbers for encoded conversations."""

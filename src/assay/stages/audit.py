@@ -11,11 +11,10 @@ from assay.config import AuditConfig, SamplesSettings, plain
 from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_prompts
 from assay.records import text_of
-from assay.rewards.model import RewardModel
-from assay.stages.common import load_oracle, open_run, read
+from assay.rewards.model import Reward
+from assay.stages.common import hash_of_rewards, load_oracle, load_rewards, open_run, read
 from assay.stages.held_out import pairs_of
 from assay.stages.judgements import encode
-from assay.stages.opening import open_reward, weights_of
 from assay.stages.progress import say, table
 from assay.stages.sampling import PolicySampler
 from assay.stages.scoring import score_pairs
@@ -28,7 +27,7 @@ def run(config: AuditConfig) -> Audit:
     comparisons = read(read_comparisons, data)
     oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
     named = config.reward or str(place.reward)
-    reward = open_reward(named, dtype=config.dtype, token_budget=config.token_budget)
+    reward = load_rewards(named, config)
     pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encoder, reward.context, data)))
     samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
@@ -38,7 +37,7 @@ def run(config: AuditConfig) -> Audit:
     if samples is not None:
         samples.save(place.path / "scored_samples.parquet")
     found.save(place.audit)
-    weights = weights_of(named)
+    weights = hash_of_rewards(named, config)
     place.record("audit", reward=named, weights=weights, seed=config.seed, counts=dict(found.counts))
     table("audit", found.table())
     if found.verdict.passed:
@@ -49,7 +48,7 @@ def run(config: AuditConfig) -> Audit:
 
 
 def score_samples(
-    reward: RewardModel, settings: SamplesSettings, config: AuditConfig, oracle: Oracle | None
+    reward: Reward, settings: SamplesSettings, config: AuditConfig, oracle: Oracle | None
 ) -> ScoredSamples:
     """Several answers to each prompt, with reward and, where it is known, the truth."""
     prompts = read(read_prompts, settings.prompts, "samples.prompts")[: settings.num_prompts]

@@ -8,10 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from assay.config import DataSettings
+from assay.config import AuditConfig, DataSettings, EvaluateConfig, PolicyConfig, ScoreConfig
+from assay.engine.catalog import resolve_model
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Prompt, Record, Response
 from assay.report.run import RunDirectory
+from assay.rewards.ensemble import names_of, open_reward
+from assay.rewards.implicit import PREFIX, ImplicitSource
+from assay.rewards.model import Reward
 from assay.rewards.rules import load, to_field
 from assay.settings import InputError
 from assay.stages.progress import say
@@ -53,6 +57,32 @@ def load_oracle(name: str) -> Oracle:
         return rule([to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses])
 
     return oracle
+
+
+def load_rewards(name: str, config: AuditConfig | EvaluateConfig | PolicyConfig | ScoreConfig) -> Reward:
+    """The reward model or models of that name, read as the settings say."""
+    return open_reward(
+        name,
+        rule=config.reward_rule,
+        penalty=config.reward_penalty,
+        dtype=config.dtype,
+        token_budget=config.token_budget,
+    )
+
+
+def hash_of_rewards(name: str, config: AuditConfig | PolicyConfig) -> str:
+    """The weights of all models of that name, and how they are read where the settings say it."""
+    weights = "+".join(_weights_of(part) for part in names_of(name))
+    return f"{weights} {config.reward_rule} {config.reward_penalty}" if config.reward_rule else weights
+
+
+def _weights_of(name: str) -> str:
+    """The hash of a model's folder; of both and the scale where a policy and its reference are the reward."""
+    if not name.startswith(PREFIX):
+        return hash_of_folder(resolve_model(name).path)
+    source = ImplicitSource.parse(name)
+    policy, reference = (hash_of_folder(resolve_model(part).path) for part in (source.policy, source.reference))
+    return f"{source.beta:g}*{policy}:{reference}"
 
 
 def keep_fitting(

@@ -15,8 +15,7 @@ from assay.feedback.read import read_prompts, read_texts
 from assay.records import Finding, Prompt, Rollout, text_of
 from assay.report.run import RunDirectory, Sample, read_json, write_json
 from assay.settings import InputError
-from assay.stages.common import load_oracle, open_run, read
-from assay.stages.opening import open_reward
+from assay.stages.common import load_oracle, load_rewards, open_run, read
 from assay.stages.progress import table
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, collate
@@ -42,7 +41,7 @@ def run(config: EvaluateConfig) -> list[Finding]:
         sampler.sample(prompts, 1, torch.Generator().manual_seed(config.seed), title)
         for sampler, title in ((base, "base"), (policy, "policy"))
     ]
-    reward = open_reward(named, dtype=config.dtype, token_budget=config.token_budget) if named else None
+    reward = load_rewards(named, config) if named else None
     rewards = [reward.score([(r.prompt, r.response) for r in side]) for side in sides] if reward is not None else None
     judged = rewards
     if oracle is not None:

@@ -1,18 +1,18 @@
 """What a reward model gets right on feedback that it was not trained on, kind by kind."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from assay.audit.probes.calibration import expected_calibration_error, negative_log_likelihood
 from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, spearman
-from assay.audit.table import ScoredPairs
+from assay.audit.table import FloatArray, ScoredPairs
 from assay.records import Comparison, Ranking, Rating
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.likelihoods import Likelihood
 from assay.rewards.model import RewardModel
-from assay.stages.judgements import Item
+from assay.stages.judgements import Item, sign_of_order
 from assay.stages.progress import say
 from assay.stages.scoring import of_objective, score_pairs
 from assay.tokens.chat import Encoded
@@ -20,13 +20,23 @@ from assay.tokens.chat import Encoded
 MIN_CALIBRATION = 40  # pairs
 
 
-def summarise(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item], place: RunDirectory) -> None:
-    """Print and keep the held-out figures, each with its 95% interval."""
+def summarise(
+    reward: RewardModel,
+    likelihood: Likelihood,
+    items: Sequence[Item],
+    place: RunDirectory,
+    told: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Print and keep the held-out figures, each with its 95% interval; `told` is what was learned of annotators."""
     if likelihood.data == "ratings":
         found, num = rated(reward, likelihood, items), len(items)
     else:
         scored = score_pairs(reward, pairs_of(items))
         found, num = compared(scored), len(scored)
+        if told:
+            odds = log_odds([comparison for comparison, _ in pairs_of(items)], scored.reward_difference, told)
+            losses = negative_log_likelihood(odds, scored.preference)
+            found["negative log-likelihood, annotators told apart"] = bootstrap_mean(losses, scored.prompt_id)
     for name, figure in found.items():
         low, high = figure.interval
         say(f"{name}: {figure.value:.3f}  95% interval {low:.3f} to {high:.3f}  n = {figure.n}")
@@ -43,6 +53,16 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]
         elif isinstance(judgement, Ranking):
             found += [(judgement.comparison(i, j), [encoded[i], encoded[j]]) for i, j in judgement.untied()]
     return found
+
+
+def log_odds(
+    comparisons: Sequence[Comparison], difference: FloatArray, told: Mapping[str, Mapping[str, float]]
+) -> FloatArray:
+    """[P] of each chosen response, for the annotator who judged; one not heard before is typical, without bias."""
+    typical = {"temperature": 1.0, "order_bias": 0.0}
+    known = [told.get(c.annotator, typical) for c in comparisons]
+    bias = [k["order_bias"] * sign_of_order(c) for k, c in zip(known, comparisons, strict=True)]
+    return difference / np.array([k["temperature"] for k in known]) + np.array(bias)
 
 
 def compared(scored: ScoredPairs) -> dict[str, Estimate]:

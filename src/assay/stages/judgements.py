@@ -25,6 +25,8 @@ READERS: Mapping[str, Callable[..., Any]] = {
     "rankings": read_rankings,
     "ratings": read_ratings,
 }
+SHOWN_FIRST: Mapping[Any, float] = {"chosen": 1.0, "rejected": -1.0}
+"""Which response was shown first -> the sign of a bias in favour of the first."""
 
 
 def read_judgements(likelihood: Likelihood, data: DataSettings) -> tuple[Judgement, ...]:
@@ -83,13 +85,39 @@ def objectives_of(judgements: Sequence[Judgement]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(judgement.objective for judgement in judgements))
 
 
+def annotators_of(judgements: Sequence[Judgement], path: str) -> tuple[str, ...]:
+    """The annotators in the order they first appear; raises InputError where they cannot be told apart."""
+    names = tuple(dict.fromkeys(judgement.annotator for judgement in judgements))
+    advice = "rows name theirs in `annotator`, or in `annotations`, which --data.objectives reads"
+    if "" in names:
+        num = sum(not judgement.annotator for judgement in judgements)
+        raise InputError(f"{path}: {num} of {len(judgements)} judgements name no annotator: {advice}")
+    if len(names) < 2:
+        raise InputError(
+            f"{path}: all judgements are by {judgements[0].annotator!r}: there is nobody to tell apart; {advice}"
+        )
+    if wrong := [j for j in judgements if j.meta.get("shown_first") not in (None, *SHOWN_FIRST)]:
+        told = wrong[0].meta["shown_first"]
+        raise InputError(f"{path}: {wrong[0].id}: shown_first={told!r}: write chosen or rejected, or leave it out")
+    return names
+
+
+def sign_of_order(judgement: Judgement) -> float:
+    """1 where the chosen response was shown first, -1 where the other one was, 0 where nobody knows."""
+    return SHOWN_FIRST.get(judgement.meta.get("shown_first"), 0.0)
+
+
 def collator(
-    encoder: Encoder, declared: Mapping[str, Any] | None = None, objectives: Sequence[str] = ()
+    encoder: Encoder,
+    declared: Mapping[str, Any] | None = None,
+    objectives: Sequence[str] = (),
+    annotators: Sequence[str] = (),
 ) -> Callable[[list[Item]], TokenBatch]:
     """Makes a batch of judgements of one kind, with the columns that a likelihood declares.
 
-    With `objectives`, rows say which of them they speak of.
+    With `objectives`, rows say which of them they speak of; with `annotators`, which of them speaks.
     """
+    place_of = {name: place for place, name in enumerate(annotators)}
 
     def make(items: list[Item]) -> TokenBatch:
         judgements = [judgement for judgement, _ in items]
@@ -98,6 +126,10 @@ def collator(
         if objectives:
             places = torch.tensor([objectives.index(j.objective) for j in judgements])
             columns["objective"] = places.repeat_interleave(sizes)
+        if annotators:
+            columns["annotator"] = torch.tensor([place_of[j.annotator] for j in judgements]).repeat_interleave(sizes)
+        if "shown_first" in (declared or {}):
+            columns["shown_first"] = torch.tensor([sign_of_order(j) for j in judgements])
         batch = collate([encoded for _, encoded in items], encoder.tokenizer.pad_token_id)
         return batch.fill(declared=declared, **columns)
 

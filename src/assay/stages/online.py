@@ -11,7 +11,7 @@ from assay.batch import TokenBatch
 from assay.config import PolicyConfig
 from assay.feedback.oracles import Oracle
 from assay.records import Prompt, Rollout
-from assay.rewards.model import RewardModel
+from assay.rewards.model import Reward
 from assay.rewards.rules import Combined, combine, fill_rewards
 from assay.settings import InputError
 from assay.stages.common import data_columns
@@ -25,7 +25,7 @@ class Rewards:
     """A learned reward and programmatic ones, added up with their weights; every part is kept."""
 
     def __init__(
-        self, model: RewardModel | None, weight: float, rules: Combined | None, identity: Mapping[str, Any]
+        self, model: Reward | None, weight: float, rules: Combined | None, identity: Mapping[str, Any]
     ) -> None:
         self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
 
@@ -41,7 +41,10 @@ class Rewards:
         parts: dict[str, list[float]] = {}
         totals = [0.0] * len(rollouts)
         if self.model is not None:
-            parts["model"] = self.model.score([(rollout.prompt, rollout.response) for rollout in rollouts])
+            outputs = self.model.outputs([(rollout.prompt, rollout.response) for rollout in rollouts])
+            parts["model"] = self.model.readout.reward(outputs).tolist()
+            if (unsure := self.model.readout.uncertainty(outputs)) is not None:
+                parts["model_uncertainty"] = unsure.tolist()
             totals = [self.weight * reward for reward in parts["model"]]
         if self.rules is not None:
             filled = fill_rewards(self.rules, rollouts)

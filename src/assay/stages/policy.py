@@ -25,15 +25,16 @@ from assay.stages.common import (
     data_columns,
     hash_of,
     hash_of_folder,
+    hash_of_rewards,
     hash_of_rule,
     keep_fitting,
     load_oracle,
+    load_rewards,
     open_run,
     read,
 )
 from assay.stages.judgements import collator as collate_judgements
 from assay.stages.online import Rewards, Rollouts, Watch, load_rules
-from assay.stages.opening import open_reward, weights_of
 from assay.stages.progress import bar, say
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -45,7 +46,8 @@ READERS: Mapping[str, Callable[..., Any]] = {
     "comparisons": read_comparisons,
     "demonstrations": read_demonstrations,
 }
-ELSEWHERE = ("run", "model", "reward", "rules", "checkpoints", "oracle", "watch", "watch_every", "token_budget")
+ELSEWHERE = ("run", "model", "reward", "reward_rule", "reward_penalty", "rules", "checkpoints", "oracle", "watch")
+ELSEWHERE += ("watch_every", "token_budget")
 SHOWN = ("reward", "oracle", "kl", "loss", "rewards/accuracies", "length_mean")
 
 
@@ -120,8 +122,8 @@ def check(config: PolicyConfig) -> None:
     least = getattr(algorithm, "min_answers", 1)
     if algorithm.data == "rollouts" and config.num_answers < least:
         raise InputError(f"--num_answers {config.num_answers}: {algorithm.name} compares at least {least} answers")
-    if algorithm.data != "rollouts" and (config.rules or config.reward):
-        flag = "rules" if config.rules else "reward"
+    if algorithm.data != "rollouts" and (config.rules or config.reward or config.reward_rule):
+        flag = "rules" if config.rules else "reward" if config.reward else "reward_rule"
         raise InputError(f"--{flag}: {algorithm.name} learns from {algorithm.data} and reads no reward; leave it out")
     if bool(config.oracle) != bool(config.watch.path):
         missing = "watch.path" if config.oracle else "oracle"
@@ -133,13 +135,15 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     named = config.reward or (str(place.reward) if place.reward.exists() else "")
     if not named and not config.rules:
         raise InputError("--reward is missing: give a reward model, or programmatic rewards with --rules")
+    if config.reward_rule and not named:
+        raise InputError("--reward_rule: there is no reward model whose opinions it could join; give one with --reward")
     model = None
     rules = load_rules(config.rules)
     identity: dict[str, Any] = {"rules": [hash_of_rule(rule) for rule in config.rules]}
     if named:
-        identity["model"] = weights_of(named)
+        identity["model"] = hash_of_rewards(named, config)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
-        model = open_reward(named, dtype=config.dtype, token_budget=config.token_budget)
+        model = load_rewards(named, config)
     return Rewards(model, config.reward_weight, rules, identity)
 
 
@@ -156,8 +160,9 @@ def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) 
     audited = read_json(place.provenance).get("audit", {}) if place.provenance.exists() else {}
     if audited.get("weights") != weights:
         raise InputError(
-            f"{place.audit} speaks of another reward than {reward} as it is now: run `assay audit --run {place.path} "
-            f"--reward {reward}` again, or go on without with --ignore_gate true"
+            f"{place.audit} speaks of another reward than {reward} as it is now, or read by another rule: run `assay "
+            f"audit --run {place.path} --reward {reward}` again with the same --reward_rule, or go on without with "
+            f"--ignore_gate true"
         )
     verdict = Audit.load(place.audit).verdict
     if not verdict.passed:

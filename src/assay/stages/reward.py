@@ -1,43 +1,89 @@
 """assay reward: feedback in, a reward model out that plain transformers loads, and what it gets right."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from assay.config import RewardConfig, plain
-from assay.engine.catalog import load_tokenizer, resolve_model
+from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import load_reward
 from assay.engine.optimizer import FlatAdamW
+from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
 from assay.records import Rating
 from assay.report.run import RunDirectory
 from assay.rewards.contract import verify
-from assay.rewards.likelihoods import Likelihood, Opinions, PerObjective
+from assay.rewards.likelihoods import Annotators, Likelihood, Opinions, PerObjective, WithLanguage
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, open_run
+from assay.stages.evolving import find_pool, label_itself
+from assay.stages.fitting import Fitting
 from assay.stages.held_out import pairs_of, summarise
-from assay.stages.judgements import Item, answers_of, collator, encode, objectives_of, read_judgements
-from assay.stages.progress import bar, say
+from assay.stages.judgements import Item, annotators_of, answers_of, collator, encode, objectives_of, read_judgements
+from assay.stages.progress import say
 from assay.tokens.chat import Encoder
-from assay.train.batches import Offline, Shuffled
-from assay.train.loop import Training
 
-SHOWN = ("loss", "accuracy")
+MAX_LISTED = 20  # annotators
 
 
 def run(config: RewardConfig) -> RewardModel:
     """Train, save, prove the saved model, and print what it gets right on held-out feedback."""
     place = open_run(config.run)
+    check_pairs_only(config)
     judgements = read_judgements(config.likelihood, config.data)
     train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
+    train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1)
+    train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
-    likelihood = of_several(config, objectives)
+    annotators = annotators_of(train, config.data.path) if "annotator" in config.likelihood.columns else ()
+    likelihood = of_several(config, objectives, annotators)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
+    reward = new_model(config, likelihood, source, encoder)
+    limit = min(reward.context, config.max_tokens or reward.context)
+    items, tested, checked = (
+        encode(part, encoder, limit, config.data) if part else [] for part in (train, held_out, validation)
+    )
+    collate = collator(encoder, likelihood.columns, objectives if len(objectives) > 1 else (), annotators)
+    fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
+    place.write_config(plain(config), "reward")
+    kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
+    others = f", {len(checked)} choose the epoch" if checked else ""
+    say(f"training on {len(items)} {kind}; {len(tested)} {kind} of other prompts are held out{others}")
+    if gaps := describe_gaps([judgement for judgement, _ in items], likelihood.data):
+        say(gaps)
+    keep_held_out(tested, place)
+    fitting.fit(items, checked)
+    if pool:
+        reward = label_itself(fitting, items, pool, tested, lambda: new_model(config, likelihood, source, encoder))
+    facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}
+    finish(replace(fitting, reward=reward), items, tested, {**facts, "trained_on": hash_of(train)})
+    return reward
+
+
+def finish(fitting: Fitting, items: Sequence[Item], tested: Sequence[Item], facts: Mapping[str, Any]) -> None:
+    """Save the model, prove that what was saved is it, and tell what it gets right on held-out feedback."""
+    config, reward, place = fitting.config, fitting.reward, fitting.place
+    learned = {name: value.detach().cpu() for name, value in reward.learner.model.learned.items()}
+    told = fitting.likelihood.told(learned)
+    reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
+    place.record("reward", **facts, data=facts["trained_on"], num_held_out=len(tested), seed=config.seed)
+    if config.verify:
+        some = [(j.prompt, answer) for j, _ in (tested or items)[:8] for answer in answers_of(j)]
+        say(verify(place.reward, some, trained=reward))
+    say_annotators(told)
+    if tested:
+        summarise(reward, fitting.likelihood, tested, place, told)
+    say(f"reward model: {place.reward}")
+
+
+def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource, encoder: Encoder) -> RewardModel:
+    """The base with a fresh head, and its optimiser."""
     torch.manual_seed(config.seed)
     model = load_reward(
         source,
@@ -46,66 +92,56 @@ def run(config: RewardConfig) -> RewardModel:
         fresh_head=True,
         num_outputs=likelihood.num_outputs,
         learned=likelihood.learned,
+        language=config.language_coef > 0,
     )
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
+    if config.ids.beta:  # labels move towards the reward that training starts from: let it have no opinion
+        torch.nn.init.zeros_(model.head("reward").weight)
     optimiser = FlatAdamW(model.named_parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay)
     learner = Learner(model, optimiser, token_budget=config.token_budget)
-    reward = RewardModel(learner, encoder, name=config.model, readout=likelihood.readout)
-    limit = min(reward.context, config.max_tokens or reward.context)
-    items = encode(train, encoder, limit, config.data)
-    kept = encode(held_out, encoder, limit, config.data) if held_out else []
-    num_steps = math.ceil(config.epochs * len(items) / config.batch_size)
-    several = objectives if len(objectives) > 1 else ()
-    batches = Shuffled(items, config.batch_size, seed=config.seed)
-    training = Training(
-        likelihood,
-        {"reward": learner},
-        Offline({"main": (batches, collator(encoder, likelihood.columns, several))}),
-        num_steps=num_steps,
-        optimiser=config.optimiser,
-        checkpoints=config.checkpoints,
-        folder=place.checkpoints / "reward",
-        identity={"config": _identity(config), "data": hash_of(train), "base": hash_of_folder(source.path)},
-    )
-    if training.resume():
-        say(f"resumed after step {training.step} of {num_steps}")
-    place.write_config(plain(config), "reward")
-    place.resume_metrics(training.step + 1, stage="reward")
-    kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
-    say(f"training on {len(items)} {kind} for {num_steps} steps; {len(kept)} {kind} of other prompts are held out")
-    with bar("reward", num_steps, training.step) as progress:
-
-        def report(metrics: dict[str, float]) -> None:
-            step = int(metrics.pop("step"))
-            place.append_metrics(step, metrics, stage="reward")
-            progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics})
-
-        training.run(report)
-    training.save()
-    keep_held_out(kept, place)
-    reward.save(place.reward, {"base": config.model, "trained_on": hash_of(train), f"num_{kind}": len(items)})
-    place.record("reward", data=hash_of(train), **{f"num_{kind}": len(items)}, num_held_out=len(kept), seed=config.seed)
-    if config.verify:
-        some = [(j.prompt, answer) for j, _ in (kept or items)[:8] for answer in answers_of(j)]
-        say(verify(place.reward, some, trained=reward))
-    if kept:
-        summarise(reward, likelihood, kept, place)
-    say(f"reward model: {place.reward}")
-    return reward
+    return RewardModel(learner, encoder, name=config.model, readout=likelihood.readout)
 
 
-def of_several(config: RewardConfig, objectives: Sequence[str]) -> Likelihood:
-    """The chosen likelihood, for as many rewards as there are objectives or heads."""
-    inner: Likelihood = config.likelihood
-    if config.heads == 1 and len(objectives) < 2:
-        return inner
+def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
+    """A line for each of the first annotators; assay.json has them all."""
+    for name, numbers in list(told.items())[:MAX_LISTED]:
+        say(f"annotator {name}: " + "  ".join(f"{what} {value:.3f}" for what, value in numbers.items()))
+    if len(told) > MAX_LISTED:
+        say(f"{len(told) - MAX_LISTED} more annotators: see assay.json")
+
+
+def check_pairs_only(config: RewardConfig) -> None:
+    """Raises InputError for a setting that speaks of comparisons beside a likelihood of something else."""
+    settings = {
+        "ids.beta": config.ids.beta > 0,
+        "language_coef": config.language_coef > 0,
+        "labelled": config.labelled < 1,
+        "unlabelled.path": bool(config.unlabelled.path),
+    }
+    named = [name for name, given in settings.items() if given]
+    if named and config.likelihood.data != "comparisons":
+        raise InputError(f"--{named[0]} needs comparisons, and {config.likelihood.name} reads {config.likelihood.data}")
+    if config.validation and ("labelled" in named or "unlabelled.path" in named):
+        raise InputError(f"--validation with --{named[-1]}: a loop has no epoch to choose; leave --validation out")
+
+
+def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = ()) -> Likelihood:
+    """The chosen likelihood, for as many rewards as there are objectives or heads, with a language loss if asked."""
+    found: Likelihood = config.likelihood
+    if isinstance(found, Annotators):
+        if found.names:
+            raise InputError("likelihood.names is filled from the feedback: leave it out")
+        found = replace(found, names=tuple(annotators))
+    several = config.heads > 1 or len(objectives) > 1
     if config.heads > 1 and len(objectives) > 1:
         raise InputError("--heads with several --data.objectives: train an ensemble for each objective")
-    if inner.num_outputs > 1:
-        raise InputError(f"{inner.name} has {inner.num_outputs} numbers for one reward: no heads or objectives fit it")
+    if several and found.num_outputs > 1:
+        raise InputError(f"{found.name} has {found.num_outputs} numbers for one reward: no heads or objectives fit it")
     if config.heads > 1:
-        return Opinions(inner=inner, num=config.heads)
-    return PerObjective(inner=inner, names=tuple(objectives))
+        found = Opinions(inner=found, num=config.heads)
+    elif several:
+        found = PerObjective(inner=found, names=tuple(objectives))
+    return WithLanguage(inner=found, coef=config.language_coef) if config.language_coef else found
 
 
 def keep_held_out(items: Sequence[Item], place: RunDirectory) -> None:
@@ -116,11 +152,3 @@ def keep_held_out(items: Sequence[Item], place: RunDirectory) -> None:
         write_records(path, records)
     else:
         path.unlink(missing_ok=True)  # of an earlier run
-
-
-def _identity(config: RewardConfig) -> dict[str, object]:
-    """The settings that shape the result; data and base are known by their content, not by where they lie."""
-    told = plain(config)
-    told["data"].pop("path")
-    elsewhere = ("run", "model", "checkpoints", "verify", "token_budget")
-    return {name: value for name, value in told.items() if name not in elsewhere}

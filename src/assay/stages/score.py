@@ -1,19 +1,20 @@
-"""assay score, verify, report and models: small verbs."""
+"""assay score, verify, average, report and models: small verbs."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from assay.config import ModelsConfig, ReportConfig, ScoreConfig, VerifyConfig
+from assay.config import AverageConfig, ModelsConfig, ReportConfig, ScoreConfig, VerifyConfig
 from assay.engine.catalog import list_models, resolve_model
 from assay.feedback.read import read_demonstrations
 from assay.records import Message, Prompt, Response, user_prompt
 from assay.report.html import write_report
 from assay.report.run import write_text
+from assay.rewards import average as averages
 from assay.rewards.contract import verify
+from assay.rewards.ensemble import names_of
 from assay.settings import InputError
-from assay.stages.common import open_run, read, require
-from assay.stages.opening import open_reward
+from assay.stages.common import load_rewards, open_run, read, require
 from assay.stages.progress import console, say, table
 
 PROBES = (
@@ -24,12 +25,19 @@ PROBES = (
 
 
 def score(config: ScoreConfig) -> list[float]:
-    """Rewards of conversations (`messages`, or `prompt` and `completion`), one JSON line each."""
+    """Rewards of conversations (`messages`, or `prompt` and `completion`), one JSON line each.
+
+    Their standard deviations stand beside them where the model knows any.
+    """
     name = require(config.reward, "reward", "a reward model")
     records = read(read_demonstrations, config.data)
-    reward = open_reward(name, dtype=config.dtype, token_budget=config.token_budget)
-    rewards = reward.score([(record.prompt, record.response) for record in records])
-    lines = [json.dumps({"id": r.id, "reward": value}) for r, value in zip(records, rewards, strict=True)]
+    reward = load_rewards(name, config)
+    outputs = reward.outputs([(record.prompt, record.response) for record in records])
+    rewards = reward.readout.reward(outputs).tolist()
+    rows = [{"id": record.id, "reward": value} for record, value in zip(records, rewards, strict=True)]
+    if (unsure := reward.readout.uncertainty(outputs)) is not None:
+        rows = [{**row, "uncertainty": value} for row, value in zip(rows, unsure.tolist(), strict=True)]
+    lines = [json.dumps(row) for row in rows]
     if config.out:
         write_text(Path(config.out), "\n".join(lines) + "\n")
         say(f"{len(lines)} rewards: {config.out}")
@@ -42,13 +50,27 @@ def score(config: ScoreConfig) -> list[float]:
 def check(config: VerifyConfig) -> str:
     """Compare a saved reward model with plain transformers."""
     source = resolve_model(require(config.reward, "reward", "a reward model's folder"))
-    conversations: Sequence[tuple[Prompt, Response]] = [
+    found = verify(Path(source.path), probes())
+    say(found)
+    return found
+
+
+def average(config: AverageConfig) -> Path:
+    """Save the mean of several reward models, and prove what was saved."""
+    names = names_of(require(config.reward, "reward", "reward models, separated by commas"))
+    out = Path(require(config.out, "out", "a folder for the model"))
+    averages.average(names, out, config.weights)
+    say(verify(out, probes()))
+    say(f"reward model: {out}")
+    return out
+
+
+def probes() -> Sequence[tuple[Prompt, Response]]:
+    """Conversations of several lengths."""
+    return [
         (user_prompt(f"Question {index}: what should I do next?"), (Message("assistant", answer),))
         for index, answer in enumerate(PROBES)
     ]
-    found = verify(Path(source.path), conversations)
-    say(found)
-    return found
 
 
 def report(config: ReportConfig) -> Path:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from assay.audit.table import ScoredPairs
 from assay.records import Comparison, text_of
-from assay.rewards.model import RewardModel
+from assay.rewards.model import Reward
 from assay.tokens.chat import Encoded
 
 
-def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[Encoded]]]) -> ScoredPairs:
+def score_pairs(reward: Reward, pairs: Sequence[tuple[Comparison, Sequence[Encoded]]]) -> ScoredPairs:
     """Rewards and lengths of encoded pairs, chosen first; a pair about one attribute is judged by that attribute."""
     outputs = reward.outputs_encoded([conversation for _, encoded in pairs for conversation in encoded])
     comparisons = [comparison for comparison, _ in pairs]
@@ -28,10 +28,19 @@ def score_pairs(reward: RewardModel, pairs: Sequence[tuple[Comparison, Sequence[
         subset=np.array([str(c.meta.get("subset", c.objective)) for c in comparisons]),
         preference=np.array([max(c.preference, 1 - c.preference) for c in comparisons]),
         annotator=np.array([c.annotator for c in comparisons]),
+        **({} if (unsure := of_difference(reward, outputs)) is None else {"uncertainty": np.array(unsure.tolist())}),
     )
 
 
-def of_objective(reward: RewardModel, outputs: Tensor, objectives: Sequence[str]) -> Tensor:
+def of_difference(reward: Reward, outputs: Tensor) -> Tensor | None:
+    """[P] the standard deviation of chosen minus rejected: opinions share what they agree on, so theirs is its own."""
+    if reward.readout.kind == "ensemble":
+        return (outputs[0::2] - outputs[1::2]).std(-1, correction=1)
+    each = reward.readout.uncertainty(outputs)
+    return None if each is None else torch.hypot(each[0::2], each[1::2])
+
+
+def of_objective(reward: Reward, outputs: Tensor, objectives: Sequence[str]) -> Tensor:
     """[B] the reward of each row: its objective's own where the model has an attribute of that name."""
     found = reward.readout.reward(outputs)
     places = {name: place for place, name in enumerate(reward.readout.names)}

@@ -1,6 +1,8 @@
 """Name -> likelihood."""
 
+from assay.rewards.likelihoods.annotators import Annotators
 from assay.rewards.likelihoods.base import Likelihood
+from assay.rewards.likelihoods.check import check_gradient
 from assay.rewards.likelihoods.comparisons import (
     BradleyTerry,
     Categorical,
@@ -9,6 +11,7 @@ from assay.rewards.likelihoods.comparisons import (
     RaoKupper,
     Thurstone,
 )
+from assay.rewards.likelihoods.language import WithLanguage
 from assay.rewards.likelihoods.rankings import BestOfK, KwiseBradleyTerry, PlackettLuce
 from assay.rewards.likelihoods.ratings import Binary, Ordinal, Regression
 from assay.rewards.likelihoods.several import Opinions, PerObjective
@@ -20,6 +23,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "davidson": Davidson,
     "mean_variance": MeanVariance,
     "categorical": Categorical,
+    "annotators": Annotators,
     "plackett_luce": PlackettLuce,
     "kwise_bradley_terry": KwiseBradleyTerry,
     "best_of_k": BestOfK,
@@ -28,4 +32,4 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "ordinal": Ordinal,
 }
 
-__all__ = ["LIKELIHOODS", "Likelihood", "Opinions", "PerObjective"]
+__all__ = ["LIKELIHOODS", "Annotators", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]

@@ -44,6 +44,10 @@ class Likelihood(Settings, ABC):
         """Where the numbers that are learned beside the model start; the loss finds them in `out.parameters`."""
         return {}
 
+    def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """What the `learned` numbers say of people, by their name; of nobody unless a likelihood tells them apart."""
+        return {}
+
     @abstractmethod
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """Unreduced negative log-likelihood: [P], [G] or [B] as `reduction` says; and metrics of the same shape."""

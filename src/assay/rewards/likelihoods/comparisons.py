@@ -29,11 +29,11 @@ class Compared(Likelihood):
         """Negative log-likelihood of each preference."""
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
-        """The likelihood and the centring term; what is learned beside the model is among the metrics."""
+        """The likelihood and the centring term; a number that is learned beside the model is among the metrics."""
         chosen, rejected = out.rewards[0::2], out.rewards[1::2]
         learned: Mapping[str, Tensor] = out.parameters if self.learned else {}
         nll = self.nll(chosen, rejected, batch, learned)
-        told = {name: value.expand_as(nll) for name, value in learned.items()}
+        told = {name: value.expand_as(nll) for name, value in learned.items() if value.ndim == 0}
         metrics = {"nll": nll, **judged(chosen, rejected), **told}
         return nll + self.centring_coef * losses.centring(chosen, rejected), metrics
 

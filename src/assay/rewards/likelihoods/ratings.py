@@ -69,5 +69,5 @@ class Ordinal(Rated):
         thresholds = losses.increasing(out.parameters["thresholds"])
         levels = batch.rating.round().long() - self.low
         nll = losses.ordinal(out.rewards, thresholds, levels)
-        found = torch.bucketize(out.rewards.detach(), thresholds.detach())
+        found = torch.bucketize(out.rewards.detach().contiguous(), thresholds.detach())  # one head of several is not
         return nll, {"nll": nll, "accuracy": (found == levels).float(), "mean_reward": out.rewards}

@@ -17,15 +17,11 @@ POISSON_1 = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # P(at most 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Several(Likelihood):
-    """Base: the inner likelihood of one reward, and how many rewards there are."""
+class Wrapped(Likelihood):
+    """Base: a likelihood that adds to an inner one, and is as that one where it says nothing else."""
 
-    name: str = "several"
+    name: str = "wrapped"
     inner: Likelihood
-
-    def __post_init__(self) -> None:
-        if self.inner.num_outputs != 1:
-            raise ValueError(f"{type(self.inner).__name__} has {self.inner.num_outputs} numbers of its own")
 
     @property
     def data(self) -> Data:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -38,14 +34,44 @@ class Several(Likelihood):
         return self.inner.reduction
 
     @property
-    def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """All numbers of the head."""
-        return ("outputs",)
+    def columns(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner one."""
+        return self.inner.columns
+
+    @property
+    def num_outputs(self) -> int:
+        """As the inner one."""
+        return self.inner.num_outputs
+
+    @property
+    def readout(self) -> Readout:
+        """As the inner one."""
+        return self.inner.readout
 
     @property
     def learned(self) -> dict[str, Tensor]:
         """As the inner one."""
         return self.inner.learned
+
+    def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+        """As the inner one."""
+        return self.inner.told(learned)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Several(Wrapped):
+    """Base: the inner likelihood of one reward, for several rewards."""
+
+    name: str = "several"
+
+    def __post_init__(self) -> None:
+        if self.inner.num_outputs != 1:
+            raise ValueError(f"{type(self.inner).__name__} has {self.inner.num_outputs} numbers of its own")
+
+    @property
+    def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """All numbers of the head."""
+        return ("outputs",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,11 +121,6 @@ class Opinions(Several):
     def readout(self) -> Readout:
         """By a rule that whoever uses it may change."""
         return Readout(kind="ensemble")
-
-    @property
-    def columns(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The inner one's; `key` is a usual column."""
-        return self.inner.columns
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
         """The mean of the heads' losses under their weights; metrics are means over the heads."""

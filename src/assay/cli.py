@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 VERBS = {
-    "collect": "label pairs of sampled answers with a simulated annotator, or import feedback",
+    "collect": "label pairs of answers with a simulated annotator or a judge, or import feedback",
     "reward": "train a reward model on comparisons",
     "score": "print a reward model's numbers for conversations",
     "verify": "check that plain transformers gives a reward model's numbers",

@@ -148,7 +148,7 @@ class EvaluateConfig(Settings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectConfig(Settings):
-    """assay collect: prompts -> pairs of sampled answers -> labels by a simulated annotator, or an import."""
+    """assay collect: prompts -> pairs of answers -> labels by a simulated annotator or a judge; or an import."""
 
     run: str = ""
     prompts: DataSettings = field(default_factory=DataSettings)
@@ -158,6 +158,8 @@ class CollectConfig(Settings):
     num_answers: int = 2  # per prompt; all pairs of them are judged
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     oracle: str = "text"  # what the annotator wants
+    judge: str = ""  # labels instead: a language model (name, folder, hub id), http://host/v1#model or openai:model
+    criterion: str = ""  # one sentence: what the judge goes by; default: helpful, true and harmless
     temperature: float = 1.0  # of the annotator: how noisy the labels are
     token_budget: int = 8192
     dtype: DType = "auto"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from assay.engine.load import DType
+from assay.rewards.implicit import PREFIX, ImplicitReward
 from assay.rewards.model import Reward, RewardModel
 from assay.rewards.readout import Readout, Rule
 from assay.settings import InputError
@@ -27,7 +28,7 @@ class Ensemble(Reward):
     Source: Coste et al. 2024, arXiv:2310.02743, sec. 3.
     """
 
-    def __init__(self, members: Sequence[RewardModel], readout: Readout) -> None:
+    def __init__(self, members: Sequence[Reward], readout: Readout) -> None:
         """Raises InputError where members read conversations differently: their rewards would not be of one text."""
         self.members, self.readout = tuple(members), readout
         self.name = ",".join(member.name for member in members)
@@ -57,7 +58,7 @@ def open_reward(
     """The reward model that `spec` names, or the ensemble of several names separated by commas.
 
     Args:
-        spec: folders or hub ids.
+        spec: folders or hub ids; "implicit:POLICY:REFERENCE" for a policy read as a reward (`rewards.implicit`).
         rule: how opinions, of models or of the heads of one model, become the reward; see `Readout`.
         penalty: of the rules "cautious" and "soft".
         weights: of the attributes of each model, where they have any, instead of its own.
@@ -66,7 +67,7 @@ def open_reward(
 
     Raises InputError where members differ in tokenizer or template, or a rule needs opinions that a model has not.
     """
-    members = [RewardModel.from_pretrained(n, dtype=dtype, token_budget=token_budget) for n in names_of(spec)]
+    members = [_open(name, dtype, token_budget) for name in names_of(spec)]
     for member in members:
         member.readout = replace(member.readout, weights=tuple(weights) or member.readout.weights)
     if len(members) > 1:
@@ -81,6 +82,11 @@ def open_reward(
     return only
 
 
+def _open(name: str, dtype: DType, token_budget: int) -> Reward:
+    kind = ImplicitReward if name.startswith(PREFIX) else RewardModel
+    return kind.from_pretrained(name, dtype=dtype, token_budget=token_budget)
+
+
 def names_of(spec: str) -> list[str]:
     """The names in a spec; a folder whose own name has a comma is one."""
     names = [spec] if Path(spec).expanduser().exists() else [name.strip() for name in spec.split(",")]
@@ -91,7 +97,7 @@ def names_of(spec: str) -> list[str]:
     return names
 
 
-def check_same_text(one: RewardModel, other: RewardModel) -> None:
+def check_same_text(one: Reward, other: Reward) -> None:
     """Raises InputError that names both models and what of their tokenizers or templates differs."""
     mine, theirs = one.encoder.fingerprint(), other.encoder.fingerprint()
     if differing := [name for name in mine if mine[name] != theirs[name]]:

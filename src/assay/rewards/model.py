@@ -7,7 +7,7 @@ and plain transformers on `apply_chat_template` give one number.
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from assay.batch import TokenBatch
 from assay.engine.catalog import load_tokenizer, resolve_model
 from assay.engine.export import export
 from assay.engine.learner import Learner
@@ -108,15 +109,9 @@ class RewardModel(Reward):
 
     def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
         """[B, L] the head's numbers for encoded conversations."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, item in enumerate(encoded):
-            groups.setdefault(item.trunk if item.shared else (-1, index), []).append(index)
         outputs = torch.zeros(len(encoded), self.learner.model.head("reward").out_features)
-        members = list(groups.values())
-        for first in range(0, len(members), GROUPS_AT_ONCE):
-            part = members[first : first + GROUPS_AT_ONCE]
-            batch = collate([[encoded[i] for i in group] for group in part], self.encoder.tokenizer.pad_token_id)
-            outputs[[i for group in part for i in group]] = self.learner.forward(batch, ("outputs",)).outputs
+        for rows, batch in batches(encoded, self.encoder.tokenizer.pad_token_id):
+            outputs[rows] = self.learner.forward(batch, ("outputs",)).outputs
         return outputs
 
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
@@ -126,6 +121,17 @@ class RewardModel(Reward):
         told = {"fingerprint": self.encoder.fingerprint(), "readout": asdict(self.readout), "learned": learned}
         text = json.dumps({**told, **(facts or {})}, indent=1)
         (folder / FINGERPRINT).write_text(text + "\n")
+
+
+def batches(encoded: Sequence[Encoded], pad: int) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Conversations with those of one prompt side by side, and the places that each batch's rows have in `encoded`."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(encoded):
+        groups.setdefault(item.trunk if item.shared else (-1, index), []).append(index)
+    members = list(groups.values())
+    for first in range(0, len(members), GROUPS_AT_ONCE):
+        part = members[first : first + GROUPS_AT_ONCE]
+        yield [i for group in part for i in group], collate([[encoded[i] for i in group] for group in part], pad)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Prompt, Record, Response
 from assay.report.run import RunDirectory
 from assay.rewards.ensemble import names_of, open_reward
+from assay.rewards.implicit import PREFIX, ImplicitSource
 from assay.rewards.model import Reward
 from assay.rewards.rules import load, to_field
 from assay.settings import InputError
@@ -71,8 +72,17 @@ def load_rewards(name: str, config: AuditConfig | EvaluateConfig | PolicyConfig 
 
 def hash_of_rewards(name: str, config: AuditConfig | PolicyConfig) -> str:
     """The weights of all models of that name, and how they are read where the settings say it."""
-    weights = "+".join(hash_of_folder(resolve_model(part).path) for part in names_of(name))
+    weights = "+".join(_weights_of(part) for part in names_of(name))
     return f"{weights} {config.reward_rule} {config.reward_penalty}" if config.reward_rule else weights
+
+
+def _weights_of(name: str) -> str:
+    """The hash of a model's folder; of both and the scale where a policy and its reference are the reward."""
+    if not name.startswith(PREFIX):
+        return hash_of_folder(resolve_model(name).path)
+    source = ImplicitSource.parse(name)
+    policy, reference = (hash_of_folder(resolve_model(part).path) for part in (source.policy, source.reference))
+    return f"{source.beta:g}*{policy}:{reference}"
 
 
 def keep_fitting(

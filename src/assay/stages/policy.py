@@ -148,7 +148,7 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
 
 
 def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) -> None:
-    """Refuse a reward that was not audited in this run with these weights (`hash_of_folder`), or that failed."""
+    """Refuse a reward that was not audited in this run with these weights (`weights_of`), or that failed."""
     if ignore:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
         return

@@ -1,0 +1,73 @@
+"""assay collect with a judge: sampled pairs, imported ones, and what is said of the judge."""
+
+import math
+
+import pytest
+
+from assay.cli import OK, WRONG_INPUT, main
+from assay.feedback.read import read_comparisons
+from assay.records import reply
+from assay.report.run import read_json
+from assay.rewards.judge import CRITERION, open_judge
+from tiny import demonstrations, pairs, prompts, tiny_model, write
+
+COMMON = ["--dtype", "float32", "--judge", tiny_model(), "--model", tiny_model()]
+
+
+def collect(run, *words):
+    return main(["collect", "--run", str(run), *words, *COMMON])
+
+
+def test_imported_pairs_are_labelled_again(tmp_path, capsys):
+    data = write(tmp_path / "pairs.jsonl", [{**row, "annotator": "ann"} for row in pairs(6)])
+    criterion = ["--criterion", "Be brief."]
+    assert collect(tmp_path / "run", "--feedback.path", data, *criterion) == OK
+    said = capsys.readouterr().out
+    assert "order_agreement/" in said and "log-odds for being first" in said
+    found = read_comparisons(tmp_path / "run" / "feedback.jsonl").records
+    before = {c.prompt.id: c for c in read_comparisons(data).records}
+    judge = open_judge(tiny_model(), criterion="Be brief.", dtype="float32")
+    for made in found:
+        pair = before[made.prompt.id]
+        judged = judge.compare([pair.prompt], [pair.responses[0]], [pair.responses[1]])
+        turned = made.responses != pair.responses  # files hold the preferred answer first
+        log_odds = float(judged.log_odds[0]) * (-1 if turned else 1)
+        assert made.preference == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-4)
+        assert made.source == "judge" and made.annotator == tiny_model()
+        assert made.meta["imported_annotator"] == "ann" and made.meta["criterion"] == "Be brief."
+        assert made.meta["judge_log_odds"] == pytest.approx(judged.both[0].tolist(), abs=1e-4)
+    told = read_json(tmp_path / "run" / "provenance.json")["collect"]
+    agreement, bias = told["findings"]
+    assert told["judge"] == tiny_model() and agreement["n"] == bias["n"] == 6
+
+
+def test_sampled_pairs_are_labelled(tmp_path):
+    asked = write(tmp_path / "prompts.jsonl", prompts(6))
+    words = ["--prompts.path", asked, "--sampling.max_tokens", "5", "--num_answers", "4"]
+    assert collect(tmp_path / "run", *words) == OK
+    found = read_comparisons(tmp_path / "run" / "feedback.jsonl").records
+    assert found and all(0 < c.preference < 1 and c.meta["criterion"] == CRITERION for c in found)
+
+
+def test_pairs_that_the_judge_cannot_read_are_refused_or_dropped(tmp_path, capsys):
+    rows = pairs(3)
+    rows[0]["chosen"] = [reply("word " * 250)[0].to_json()]
+    data = write(tmp_path / "pairs.jsonl", rows)
+    assert collect(tmp_path / "run", "--feedback.path", data) == WRONG_INPUT
+    assert "1 of 3 records are longer than 256 tokens" in capsys.readouterr().err
+    assert collect(tmp_path / "run", "--feedback.path", data, "--feedback.too_long", "skip") == OK
+    assert len(read_comparisons(tmp_path / "run" / "feedback.jsonl").records) == 2
+
+
+@pytest.mark.parametrize("judge", ["no-such-model", "http://localhost/v1"])
+def test_a_judge_that_is_not_there_is_told_before_anything_is_sampled(tmp_path, judge, capsys):
+    asked = write(tmp_path / "prompts.jsonl", prompts(6))
+    words = ["collect", "--run", str(tmp_path / "run"), "--prompts.path", asked, "--judge", judge]
+    assert main([*words, "--model", tiny_model()]) == WRONG_INPUT
+    assert "model" in capsys.readouterr().err
+
+
+def test_a_criterion_without_a_judge_is_an_error(tmp_path, capsys):
+    data = write(tmp_path / "pairs.jsonl", demonstrations(2))
+    assert main(["collect", "--run", str(tmp_path), "--feedback.path", data, "--criterion", "Be kind."]) == WRONG_INPUT
+    assert "--judge" in capsys.readouterr().err

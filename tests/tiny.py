@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,30 @@ def ratings(values: tuple[float, ...], num: int = 10) -> list[dict[str, Any]]:
         {"prompt": asked(place), "response": WORDS[place % 5], "rating": values[place % len(values)], "id": f"v{place}"}
         for place in range(num)
     ]
+
+
+def steps(num: int = 12) -> list[dict[str, Any]]:
+    """Responses of one to four steps; those that say "no" are wrong."""
+    words = ("Yes, one.", "No, two!", "Yes, a third.", "Well, yes.")
+    found = []
+    for i in range(num):
+        told = [words[(i + k * (1 + i % 3)) % 4] for k in range(1 + i % 4)]
+        found.append({"prompt": asked(i), "completions": told, "labels": ["No" not in text for text in told]})
+    return found
+
+
+def spans(num: int = 12) -> list[dict[str, Any]]:
+    """Responses in which a number is an error of one kind, and a shout of another; some have none."""
+    texts = ("It is 12 metres high.", "Look, I KNOW it!", "It may be green.", "NO, about 7 of them.")
+    found = []
+    for i in range(num):
+        text = texts[i % 4]
+        told = [(m, "number") for m in re.finditer(r"[0-9]+", text)] + [
+            (m, "shout") for m in re.finditer("[A-Z]{2,}", text)
+        ]
+        marks = [{"start": m.start(), "end": m.end(), "type": name, "text": m.group()} for m, name in told]
+        found.append({"prompt": asked(i), "response": text, "spans": marks})
+    return found
 
 
 def demonstrations(num: int = 6) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import jaxtyped
 from torch import Tensor
 
-from assay.shapes import PairFloat, RowFloat, RowInt, RowLevels, TokenBool, TokenFloat, TokenInt
+from assay.shapes import PairFloat, RowFloat, RowInt, RowLevels, TokenBool, TokenFloat, TokenInt, TokenLevels
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,7 @@ class ModelOutput(Table):
     token_rewards: TokenFloat
     rewards: RowFloat
     outputs: RowLevels  # all numbers of a reward head with several
+    token_outputs: TokenLevels  # the same, at every token
     parameters: dict  # what a likelihood learns beside the model, by name
     vocabulary: dict  # what vocabulary functions returned: name -> [B, T]
 

@@ -80,6 +80,8 @@ class Record:
 def _plain(value: Any) -> Any:
     if isinstance(value, Message | Record):
         return value.to_json()
+    if isinstance(value, Span):
+        return dataclasses.asdict(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -261,6 +263,40 @@ class Rating(Judged):
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """From `to_json`."""
         return cls(response=_messages(data["response"]), value=float(data["value"]), **cls._shared(data))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Characters `start` to `end` (not included) of a response, what they are, and what they are worth."""
+
+    start: int
+    end: int
+    name: str
+    value: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanLabels(Judged):
+    """One response, a single message, and what was said of places in it; none may be a judgement too: nothing wrong."""
+
+    kind: ClassVar[str] = "span_labels"
+    response: Response
+    spans: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.response) != 1:
+            raise ValueError(f"spans are places in one message; the response has {len(self.response)}")
+        length = len(self.response[0].content)
+        for span in self.spans:
+            if not 0 <= span.start < span.end <= length:
+                raise ValueError(f"span {span.start} to {span.end} is no part of a response of {length} characters")
+        self._identify(self.response)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """From `to_json`."""
+        spans = tuple(Span(**span) for span in data.get("spans", ()))
+        return cls(response=_messages(data["response"]), spans=spans, **cls._shared(data))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,8 +26,8 @@ WRAPPED = (
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_has_the_gradient_of_its_loss(name, seed):
-    settings = {"names": ("Ann", "Bo")} if name == "annotators" else {}
-    assert check_gradient(LIKELIHOODS[name](**settings), seed=seed) < 1e-6
+    filled = {"annotators": {"names": ("Ann", "Bo")}, "spans": {"kinds": ("wrong", "rude")}}
+    assert check_gradient(LIKELIHOODS[name](**filled.get(name, {})), seed=seed) < 1e-6
 
 
 @pytest.mark.parametrize("likelihood", WRAPPED, ids=lambda it: f"{type(it).__name__} of {it.inner.name}")
@@ -149,7 +149,7 @@ def declared(**attributes: Any) -> Likelihood:
 @pytest.mark.parametrize(
     ("attributes", "told"),
     [
-        ({"data": "spans"}, "Declared.data: 'spans' cannot be checked; known are comparisons, rankings, ratings"),
+        ({"data": "rollouts"}, "Declared.data: 'rollouts' cannot be checked; known are comparisons, rankings, ratings"),
         ({"data": "ratings"}, "Declared.columns must declare 'rating', in which ratings come"),
         ({"reduction": "token"}, "comparisons are reduced by 'pair' or 'response'; got 'token'"),
         ({"reads": ("logprobs",)}, "Declared.reads: 'logprobs' cannot be checked"),

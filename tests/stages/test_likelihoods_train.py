@@ -11,7 +11,7 @@ from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
 from assay.stages.common import hash_of_folder
 from assay.stages.held_out import log_odds
-from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, tiny_model, write
+from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, spans, steps, tiny_model, write
 
 
 def rankings(num=10, ties=False):
@@ -28,7 +28,11 @@ def feedback(name):
     if LIKELIHOODS[name].data == "rankings":
         return rankings()
     if LIKELIHOODS[name].data == "ratings":
-        return ratings((0, 1) if name == "binary" else (1, 3, 5, 2, 4))
+        return ratings((0, 1) if name in ("binary", "outcome") else (1, 3, 5, 2, 4))
+    if LIKELIHOODS[name].data == "steps":
+        return steps(12)
+    if LIKELIHOODS[name].data == "spans":
+        return spans(12)
     rows = pairs(12)
     if name == "annotators":
         return [{**row, "annotator": f"person {i % 2}"} for i, row in enumerate(rows)]

@@ -242,6 +242,22 @@ def spearman_of_differences(first: ArrayLike, second: ArrayLike, groups: ArrayLi
     return cluster_bootstrap(lambda w: _correlation(w, signed(w, first), signed(w, second)), groups, seed=seed)
 
 
+def roc_area(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, seed: int = 0) -> Estimate:
+    """How often a row with label True has the higher score than one with False, ties half: the area under the ROC.
+
+    Scores, labels and groups are [n]. NaN where all labels are alike. Source: Mann & Whitney 1947.
+    """
+    scores, is_true = np.asarray(scores, float), np.asarray(labels, bool)
+
+    def area(weights: FloatArray) -> FloatArray:
+        positive, negative = weights * is_true, weights * ~is_true
+        pairs = positive.sum(-1) * negative.sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return (positive * _weight_below(negative, scores)).sum(-1) / pairs
+
+    return cluster_bootstrap(area, groups, seed=seed)
+
+
 def _weight_below(weights: FloatArray, values: FloatArray) -> FloatArray:
     """Total weight of the rows below each row plus half of its ties, [R, n]: its mid-rank less 1/2."""
     _, tie = np.unique(values, return_inverse=True)

@@ -76,7 +76,7 @@ class Learner:
             for name, value in out.items():
                 if name not in columns:
                     wide = value.ndim > 1 and name != "outputs"
-                    shape = batch.ids.shape if wide else (batch.num_rows, *value.shape[1:])
+                    shape = (*batch.ids.shape, *value.shape[2:]) if wide else (batch.num_rows, *value.shape[1:])
                     columns[name] = torch.zeros(shape, dtype=value.dtype)
                 target = columns[name] if value.ndim == 1 else columns[name][:, : value.shape[1]]
                 target[rows] = value.cpu()

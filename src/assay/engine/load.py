@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
@@ -56,20 +61,25 @@ def load_reward(
     num_outputs: int | None = 1,
     learned: Mapping[str, Tensor] | None = None,
     language: bool = False,
+    at_tokens: bool = False,
 ) -> Model:
     """A sequence classifier with `num_outputs` numbers (None: as many as it was saved with).
 
-    A missing head is an error, or made where `fresh_head` allows it. `learned`: see `Model`. With `language` it keeps
-    the language model's own head beside: log-probabilities can be read, and trained on, as well as rewards.
+    With `at_tokens` a token classifier. A missing head is an error, or made where `fresh_head` allows it. `learned`:
+    see `Model`. With `language` it keeps the language model's own head beside: log-probabilities can be read, and
+    trained on, as well as rewards.
     """
-    allowed = {"score.weight"} if fresh_head else set()
+    allowed = {"score.weight", "score.bias"} if fresh_head else set()
     options = {} if num_outputs is None else {"num_labels": num_outputs}
-    network, missing = _load(AutoModelForSequenceClassification, source, allowed, **options)
+    kind = AutoModelForTokenClassification if at_tokens else AutoModelForSequenceClassification
+    network, missing = _load(kind, source, allowed, **options)
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise InputError(f"{source.name}: {type(network).__name__} keeps its head elsewhere than in `score`")
     if "score.weight" in missing:
         width = network.score.weight.shape[1]
         nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
+    if "score.bias" in missing:
+        nn.init.zeros_(network.score.bias)
     heads = {"language": _language_head(network, source)} if language else {}
     return _model(network, dtype, lora, learned, heads)
 

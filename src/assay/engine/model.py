@@ -100,6 +100,8 @@ class Model(nn.Module):
             found["values"] = self._scalar("value", hidden, rows.before, rows.follows)
         if "token_rewards" in wanted:
             found["token_rewards"] = self._scalar("reward", hidden, rows.at, rows.real)
+        if "token_outputs" in wanted:
+            found["token_outputs"] = self._head("reward", hidden, rows.at, rows.real)
         if wanted & {"rewards", "outputs"}:
             last = rows.at.gather(1, (batch.lengths - 1).clamp(min=0)[:, None]).squeeze(1)
             outputs = self._head("reward", hidden, last, batch.lengths > 0)

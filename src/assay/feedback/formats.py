@@ -13,7 +13,18 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from assay.feedback.turns import BadRow, Note, content, need, prompt_turns, with_prompt, without_prompt
-from assay.records import Comparison, Demonstration, Message, Prompt, Ranking, Rating, Response, Rollout, reply
+from assay.records import (
+    Comparison,
+    Demonstration,
+    Message,
+    Prompt,
+    Ranking,
+    Rating,
+    Response,
+    Rollout,
+    SpanLabels,
+    reply,
+)
 
 R = TypeVar("R")
 
@@ -21,13 +32,13 @@ PROMPT_COLUMNS = ("prompt", "tools", "chat_template_kwargs", "id")
 PAIR_COLUMNS = (
     *PROMPT_COLUMNS, "chosen", "rejected", "source", "annotator", "objective", "preference", "label", "winner", "tie"
 )  # fmt: skip
-NESTED = ("prompt", "messages", "responses", "response", "tools", "template_kwargs", "meta", "reward_parts")
+NESTED = ("prompt", "messages", "responses", "response", "spans", "tools", "template_kwargs", "meta", "reward_parts")
 FIRST = {"chosen", "first", "a", "model_a", "response_a"}
 SECOND = {"rejected", "second", "b", "model_b", "response_b"}
 EVEN = {"tie", "tied", "draw", "equal", "same", "neither", "both"}
 PREFERENCE_HELP = "write preference (1: chosen, 0.5: tie, 0: rejected), or chosen, rejected or tie"
-RECORDS = {record.kind: record for record in (Prompt, Comparison, Ranking, Rating, Demonstration, Rollout)}
-OTHER_KINDS = ("span_labels", "critique", "finding")
+RECORDS = {record.kind: record for record in (Prompt, Comparison, Ranking, Rating, SpanLabels, Demonstration, Rollout)}
+OTHER_KINDS = ("critique", "finding")
 
 
 def comparison(row: dict[str, Any], note: Note) -> Comparison:
@@ -116,7 +127,7 @@ def prompt(row: dict[str, Any], note: Note) -> Prompt:
     return make_prompt(turns, row, id=take_word(row, "id"), meta=take_meta(row, used))
 
 
-def own_record(row: dict[str, Any]) -> Prompt | Comparison | Ranking | Rating | Demonstration | Rollout | None:
+def own_record(row: dict[str, Any]) -> Any:
     """The record that a row of our own files holds; None for a row in the field's columns."""
     kind = row.get("kind")
     if kind in OTHER_KINDS and "prompt" in row:

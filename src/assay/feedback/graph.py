@@ -13,9 +13,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from assay.records import Comparison, Ranking, Rating, stable_id, text_of
+from assay.records import Comparison, Ranking, Rating, SpanLabels, stable_id, text_of
 
-Judgement = Comparison | Ranking | Rating
+Judgement = Comparison | Ranking | Rating | SpanLabels
 Compared = Comparison | Ranking
 SHOWN = 3  # parts whose sizes are told one by one
 

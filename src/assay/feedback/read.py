@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
 
-from assay.feedback import formats, judgements
+from assay.feedback import formats, judgements, places
 from assay.feedback.folders import rows
 from assay.feedback.sources import BLANK, Problem, Row, is_path
 from assay.feedback.turns import BadRow, Note
 from assay.feedback.validate import Oddities, Read, Tally, check, failure
-from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels
 from assay.settings import InputError
 
 OnBad = Literal["error", "skip"]
-R = TypeVar("R", Prompt, Comparison, Ranking, Rating, Demonstration)
+R = TypeVar("R", Prompt, Comparison, Ranking, Rating, SpanLabels, Demonstration)
 
 
 def read_comparisons(
@@ -57,6 +57,25 @@ def read_ratings(
 ) -> Read[Rating]:
     """Responses with a number each; with `objectives`, one for each of them. Errors as for `read_comparisons`."""
     return _read(source, partial(judgements.rating, objectives=objectives), split, on_bad, limit)
+
+
+def read_steps(
+    source: Any,
+    *,
+    split: str | None = None,
+    on_bad: OnBad = "error",
+    limit: int | None = None,
+    separator: str = "\n",
+) -> Read[SpanLabels]:
+    """`completions`, the steps of a response, with a label each; `separator` joins them. Errors as above."""
+    return _read(source, partial(places.steps, separator=separator), split, on_bad, limit)
+
+
+def read_spans(
+    source: Any, *, split: str | None = None, on_bad: OnBad = "error", limit: int | None = None
+) -> Read[SpanLabels]:
+    """Responses with named `spans` of their characters. Errors as for `read_comparisons`."""
+    return _read(source, places.spans, split, on_bad, limit)
 
 
 def read_prompts(

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, stable_id
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels, stable_id
 from assay.settings import InputError
 
-Judged = Prompt | Comparison | Ranking | Rating | Demonstration
+Judged = Prompt | Comparison | Ranking | Rating | SpanLabels | Demonstration
 R = TypeVar("R", bound=Judged)
 
 

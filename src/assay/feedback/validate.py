@@ -1,5 +1,6 @@
 """What a reader checks, and its account of what was read, dropped, changed and found odd."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from assay.feedback.formats import blank
 from assay.feedback.sources import Problem, Row
 from assay.feedback.turns import BadRow
-from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, stable_id
+from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels, stable_id
 from assay.settings import InputError
 
 MAX_LISTED = 1000  # problems kept with their place; counts go on
@@ -113,7 +114,7 @@ class Tally:
         )
 
 
-Judged = Prompt | Comparison | Ranking | Rating | Demonstration
+Judged = Prompt | Comparison | Ranking | Rating | SpanLabels | Demonstration
 
 
 def check(record: Judged) -> None:
@@ -124,7 +125,7 @@ def check(record: Judged) -> None:
             raise BadRow("identical pair", "both answers are identical")
         if blank(first) or blank(second):
             raise BadRow("empty answer", f"the {'first' if blank(first) else 'second'} answer is empty")
-    elif isinstance(record, Demonstration | Rating) and blank(record.response):
+    elif isinstance(record, Demonstration | Rating | SpanLabels) and blank(record.response):
         raise BadRow("empty answer", "the answer is empty")
     prompt = record if isinstance(record, Prompt) else record.prompt
     if blank(prompt.messages) and (prompt.messages or isinstance(record, Prompt)):
@@ -178,10 +179,12 @@ class Oddities:
         self.tally.warn(row.problem(reason, message))
 
 
-def _answers(record: Ranking | Rating | Demonstration) -> Any:
+def _answers(record: Ranking | Rating | SpanLabels | Demonstration) -> Any:
     """What tells a record from another to the same prompt."""
     if isinstance(record, Ranking):
         return record.responses, record.ranks, record.annotator, record.objective
     if isinstance(record, Rating):
         return record.response, record.value, record.annotator, record.objective
+    if isinstance(record, SpanLabels):
+        return record.response, [dataclasses.astuple(span) for span in record.spans], record.annotator
     return record.response

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from assay.records import Prompt, Response
 from assay.rewards.model import RewardModel
@@ -22,14 +22,15 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], train
     With `trained`, the model that was saved, its rewards are compared too, computed in the type it was trained in.
     Returns a sentence with the largest difference between ours and plain transformers; raises InputError above 1e-4.
     """
-    ours = RewardModel.from_pretrained(str(folder), dtype="float32").outputs(conversations)
+    saved = RewardModel.from_pretrained(str(folder), dtype="float32")
+    ours = saved.outputs(conversations)
     if trained is not None:
         _compare_trained(folder, conversations, trained)
     scale = max(1.0, float(ours.abs().max()))
     worst = 0.0
     for size in (1, len(conversations)):
         for side in ("right", "left") if size > 1 and _is_rotary(folder) else ("right",):
-            theirs = plain_outputs(folder, conversations, batch_size=size, padding_side=side)
+            theirs = plain_outputs(folder, conversations, saved, batch_size=size, padding_side=side)
             worst = max(worst, float((ours - theirs).abs().max()))
     if worst > TOLERANCE * scale:
         raise InputError(
@@ -66,16 +67,41 @@ def _spread(outputs: Tensor) -> float:
 
 @torch.no_grad()
 def plain_outputs(
-    folder: Path, conversations: Sequence[tuple[Prompt, Response]], *, batch_size: int, padding_side: str
+    folder: Path,
+    conversations: Sequence[tuple[Prompt, Response]],
+    saved: RewardModel,
+    *,
+    batch_size: int,
+    padding_side: str,
 ) -> Tensor:
-    """[B, L] the numbers as a user without this package would compute them, in fp32."""
+    """[B, L] the numbers as a user without this package would compute them, in fp32.
+
+    Numbers at tokens are pooled as `saved` does it, which transformers knows nothing of.
+    """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
-    model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = AutoModelForSequenceClassification if saved.pooling is None else AutoModelForTokenClassification
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     found: list[Tensor] = []
     for first in range(0, len(conversations), batch_size):
         rows = [_ids(tokenizer, *conversation) for conversation in conversations[first : first + batch_size]]
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        found.append(model(**inputs).logits)
+        logits = model(**inputs).logits
+        if saved.pooling is not None:
+            logits = _pooled(logits, inputs["attention_mask"], conversations[first : first + batch_size], saved)
+        found.append(logits)
+    return torch.cat(found)
+
+
+def _pooled(
+    logits: Tensor, mask: Tensor, conversations: Sequence[tuple[Prompt, Response]], saved: RewardModel
+) -> Tensor:
+    """[B, L] from logits [B, T, L]: an answer's tokens are the last of its conversation."""
+    assert saved.pooling is not None
+    found: list[Tensor] = []
+    for row, real, conversation in zip(logits, mask.bool(), conversations, strict=True):
+        encoded = saved.encode(conversation)
+        answer = row[real][-len(encoded.ids) :]
+        found.append(saved.pooling.pooled(answer[None], saved.pooling.counted([encoded], saved.encoder, len(answer))))
     return torch.cat(found)
 
 

@@ -22,6 +22,7 @@ from assay.engine.learner import Learner
 from assay.engine.load import DType, load_reward
 from assay.engine.model import context
 from assay.records import Message, Prompt, Response
+from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.settings import InputError
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -85,9 +86,18 @@ class Reward(ABC):
 class RewardModel(Reward):
     """A sequence classifier, its tokenizer, how conversations are rendered for it, and how its outputs are read."""
 
-    def __init__(self, learner: Learner, encoder: Encoder, *, name: str, readout: Readout | None = None) -> None:
+    def __init__(
+        self,
+        learner: Learner,
+        encoder: Encoder,
+        *,
+        name: str,
+        readout: Readout | None = None,
+        pooling: Pooling | None = None,
+    ) -> None:
+        """`pooling` for a token classifier: how its numbers at tokens become those of the response."""
         self.learner, self.encoder, self.name = learner, encoder, name
-        self.readout = readout or Readout()
+        self.readout, self.pooling = readout or Readout(), pooling
 
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
@@ -98,9 +108,12 @@ class RewardModel(Reward):
         source = resolve_model(name)
         encoder = Encoder(load_tokenizer(source))
         check_fingerprint(Path(source.path), encoder)
-        readout = read_facts(Path(source.path)).get("readout", {})
-        model = load_reward(source, dtype=dtype, num_outputs=None if readout else 1)
-        return cls(Learner(model, token_budget=token_budget), encoder, name=name, readout=_readout(readout))
+        facts = read_facts(Path(source.path))
+        readout, pooling = facts.get("readout", {}), facts.get("pooling")
+        model = load_reward(source, dtype=dtype, num_outputs=None if readout else 1, at_tokens=pooling is not None)
+        learner = Learner(model, token_budget=token_budget)
+        pool = None if pooling is None else Pooling(**pooling)
+        return cls(learner, encoder, name=name, readout=_readout(readout), pooling=pool)
 
     @property
     def context(self) -> int:
@@ -111,14 +124,43 @@ class RewardModel(Reward):
         """[B, L] the head's numbers for encoded conversations."""
         outputs = torch.zeros(len(encoded), self.learner.model.head("reward").out_features)
         for rows, batch in batches(encoded, self.encoder.tokenizer.pad_token_id):
-            outputs[rows] = self.learner.forward(batch, ("outputs",)).outputs
+            if self.pooling is None:
+                outputs[rows] = self.learner.forward(batch, ("outputs",)).outputs
+            else:
+                numbers = self.learner.forward(batch, ("token_outputs",)).token_outputs
+                counted = self.pooling.counted([encoded[row] for row in rows], self.encoder, numbers.shape[1])
+                outputs[rows] = self.pooling.pooled(numbers, counted)
         return outputs
+
+    def token_numbers(self, encoded: Sequence[Encoded]) -> list[Tensor]:
+        """[T, L] the head's numbers at each token of each conversation's answer."""
+        found: dict[int, Tensor] = {}
+        for rows, batch in batches(encoded, self.encoder.tokenizer.pad_token_id):
+            numbers = self.learner.forward(batch, ("token_outputs",)).token_outputs
+            found |= {row: numbers[i, : len(encoded[row].ids)] for i, row in enumerate(rows)}
+        return [found[row] for row in range(len(encoded))]
+
+    def token_rewards(self, conversations: Iterable[Conversation]) -> list[Tensor]:
+        """[T] the reward of each token of each answer, by `pooling` and `readout`; those that do not count are 0.
+
+        Raises InputError for a model whose reward is that of a whole conversation.
+        """
+        if self.pooling is None:
+            raise InputError(f"{self.name} has one reward a conversation, none for its tokens")
+        encoded = [self.encode(conversation) for conversation in conversations]
+        found: list[Tensor] = []
+        for item, numbers in zip(encoded, self.token_numbers(encoded), strict=True):
+            counted = self.pooling.counted([item], self.encoder, len(numbers))[0]
+            found.append(torch.where(counted, self.readout.reward(self.pooling.rewards(numbers[None])[0]), 0.0))
+        return found
 
     def save(self, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
         """An ordinary sequence-classification folder, plus the fingerprint of template and tokenizer."""
         export(self.learner.model, folder, self.encoder.tokenizer, learner=self.learner)
         learned = {name: value.tolist() for name, value in self.learner.model.learned.items()}
         told = {"fingerprint": self.encoder.fingerprint(), "readout": asdict(self.readout), "learned": learned}
+        if self.pooling is not None:
+            told["pooling"] = asdict(self.pooling)
         text = json.dumps({**told, **(facts or {})}, indent=1)
         (folder / FINGERPRINT).write_text(text + "\n")
 

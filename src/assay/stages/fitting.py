@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -90,11 +89,13 @@ class Fitting:
 
     def loss_on(self, items: Sequence[Item]) -> float:
         """The likelihood's mean loss, without gradient."""
-        outputs = self.reward.outputs_encoded([encoded for _, conversations in items for encoded in conversations])
-        known: dict[str, Any] = {"rewards": outputs[:, 0]} if outputs.shape[1] == 1 else {}
-        learned = {name: value.detach().cpu() for name, value in self.reward.learner.model.learned.items()}
-        batch = self.collate(list(items))
-        values, _ = self.likelihood.loss(ModelOutput(outputs=outputs, parameters=learned, **known), batch)
+        learner, batch = self.reward.learner, self.collate(list(items))
+        column = "outputs" if self.reward.pooling is None else "token_outputs"
+        found = learner.forward(batch, (column,)).columns
+        if column == "outputs" and found[column].shape[1] == 1:
+            found["rewards"] = found[column][:, 0]
+        learned = {name: value.detach().cpu() for name, value in learner.model.learned.items()}
+        values, _ = self.likelihood.loss(ModelOutput(parameters=learned, **found), batch)
         return float((item_weights(batch, self.likelihood.reduction) * values).sum())
 
     def _validate(self, items: Sequence[Item], step: int, name: str) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from assay.audit.probes.calibration import expected_calibration_error, negative_log_likelihood
-from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, spearman
+from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, roc_area, spearman
 from assay.audit.table import FloatArray, ScoredPairs
 from assay.records import Comparison, Ranking, Rating
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.likelihoods import Likelihood
 from assay.rewards.model import RewardModel
-from assay.stages.judgements import Item, sign_of_order
+from assay.stages.judgements import Item, collator, sign_of_order
 from assay.stages.progress import say
 from assay.stages.scoring import of_objective, score_pairs
 from assay.tokens.chat import Encoded
@@ -30,6 +30,8 @@ def summarise(
     """Print and keep the held-out figures, each with its 95% interval; `told` is what was learned of annotators."""
     if likelihood.data == "ratings":
         found, num = rated(reward, likelihood, items), len(items)
+    elif likelihood.data in ("steps", "spans"):
+        found, num = placed(reward, likelihood, items), len(items)
     else:
         scored = score_pairs(reward, pairs_of(items))
         found, num = compared(scored), len(scored)
@@ -101,8 +103,44 @@ def rated(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) ->
     if getattr(likelihood, "name", "") == "regression":
         found["mean squared error"] = bootstrap_mean((rewards - values) ** 2, prompts)
         found["of always the mean"] = bootstrap_mean((values - values.mean()) ** 2, prompts)
-    if getattr(likelihood, "name", "") == "binary":
-        found["held-out accuracy"] = proportion(((rewards > 0) == (values > 0.5)).astype(float), prompts)
-        most = float((values > 0.5).mean() >= 0.5)
-        found["always the more frequent"] = proportion(((values > 0.5) == most).astype(float), prompts)
+    middle = {"binary": 0.0, "outcome": 0.5}.get(getattr(likelihood, "name", ""))
+    if middle is not None:
+        found["held-out accuracy"] = proportion(((rewards > middle) == (values > 0.5)).astype(float), prompts)
+        found["always the more frequent"] = _usual(values > 0.5, prompts)
     return found
+
+
+def placed(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
+    """Steps told right from wrong, and the first wrong one found; spans of each kind told from other tokens."""
+    numbers = reward.token_numbers([encoded for _, (encoded,) in items])
+    batch = collator(reward.encoder, likelihood)(list(items))
+    rows, tokens = (part.numpy() for part in batch.mask.nonzero(as_tuple=True))
+    prompts = np.array([judgement.prompt.id for judgement, _ in items])[rows]
+    logits = np.stack([numbers[row][token].numpy() for row, token in zip(rows, tokens, strict=True)])
+    if likelihood.data == "spans":
+        labels = batch.span.numpy()[rows, tokens] > 0.5
+        return {
+            f"area under the ROC, {kind}": roc_area(logits[:, place], labels[:, place], prompts)
+            for place, kind in enumerate(reward.readout.names)
+            if labels[:, place].any()
+        }
+    labels, told = batch.step_label.numpy()[rows, tokens] > 0.5, logits[:, 0] > 0
+    found = {
+        "held-out accuracy of steps": proportion((told == labels).astype(float), prompts),
+        "always the more frequent": _usual(labels, prompts),
+    }
+    wrong = [row for row in np.unique(rows) if not labels[rows == row].all()]
+    if wrong:
+        first = [float(_first_wrong(told[rows == row]) == _first_wrong(labels[rows == row])) for row in wrong]
+        found["first wrong step found"] = proportion(first, [items[row][0].prompt.id for row in wrong])
+    return found
+
+
+def _first_wrong(right: Any) -> int:
+    """The first step that is not right; one past the last where all are."""
+    return int(np.append(~right, True).argmax())
+
+
+def _usual(labels: Any, prompts: Any) -> Estimate:
+    """What always saying the more frequent would get right."""
+    return proportion((labels == (labels.mean() >= 0.5)).astype(float), prompts)

@@ -14,17 +14,27 @@ from assay.engine.optimizer import FlatAdamW
 from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
-from assay.records import Rating
+from assay.records import Rating, SpanLabels
 from assay.report.run import RunDirectory
 from assay.rewards.contract import verify
 from assay.rewards.likelihoods import Annotators, Likelihood, Opinions, PerObjective, WithLanguage
+from assay.rewards.likelihoods.dense import Spans
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, open_run
 from assay.stages.evolving import find_pool, label_itself
 from assay.stages.fitting import Fitting
 from assay.stages.held_out import pairs_of, summarise
-from assay.stages.judgements import Item, annotators_of, answers_of, collator, encode, objectives_of, read_judgements
+from assay.stages.judgements import (
+    Item,
+    annotators_of,
+    answers_of,
+    collator,
+    encode,
+    kinds_of,
+    objectives_of,
+    read_judgements,
+)
 from assay.stages.progress import say
 from assay.tokens.chat import Encoder
 
@@ -41,7 +51,7 @@ def run(config: RewardConfig) -> RewardModel:
     train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
     annotators = annotators_of(train, config.data.path) if "annotator" in config.likelihood.columns else ()
-    likelihood = of_several(config, objectives, annotators)
+    likelihood = of_several(config, objectives, annotators, kinds_of(train))
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     reward = new_model(config, likelihood, source, encoder)
@@ -49,7 +59,7 @@ def run(config: RewardConfig) -> RewardModel:
     items, tested, checked = (
         encode(part, encoder, limit, config.data) if part else [] for part in (train, held_out, validation)
     )
-    collate = collator(encoder, likelihood.columns, objectives if len(objectives) > 1 else (), annotators)
+    collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else (), annotators)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     others = f", {len(checked)} choose the epoch" if checked else ""
@@ -92,13 +102,14 @@ def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource,
         num_outputs=likelihood.num_outputs,
         learned=likelihood.learned,
         language=config.language_coef > 0,
+        at_tokens=likelihood.pooling is not None,
     )
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
     if config.ids.beta:  # labels move towards the reward that training starts from: let it have no opinion
         torch.nn.init.zeros_(model.head("reward").weight)
     optimiser = FlatAdamW(model.named_parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay)
     learner = Learner(model, optimiser, token_budget=config.token_budget)
-    return RewardModel(learner, encoder, name=config.model, readout=likelihood.readout)
+    return RewardModel(learner, encoder, name=config.model, readout=likelihood.readout, pooling=likelihood.pooling)
 
 
 def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
@@ -124,9 +135,15 @@ def check_pairs_only(config: RewardConfig) -> None:
         raise InputError(f"--validation with --{named[-1]}: a loop has no epoch to choose; leave --validation out")
 
 
-def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = ()) -> Likelihood:
+def of_several(
+    config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = (), kinds: Sequence[str] = ()
+) -> Likelihood:
     """The chosen likelihood, for as many rewards as there are objectives or heads, with a language loss if asked."""
     found: Likelihood = config.likelihood
+    if isinstance(found, Spans):
+        if found.kinds:
+            raise InputError("likelihood.kinds is filled from the feedback: leave it out")
+        found = replace(found, kinds=tuple(kinds))
     if isinstance(found, Annotators):
         if found.names:
             raise InputError("likelihood.names is filled from the feedback: leave it out")
@@ -134,7 +151,7 @@ def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequ
     several = config.heads > 1 or len(objectives) > 1
     if config.heads > 1 and len(objectives) > 1:
         raise InputError("--heads with several --data.objectives: train an ensemble for each objective")
-    if several and found.num_outputs > 1:
+    if several and (found.num_outputs > 1 or found.pooling is not None):
         raise InputError(f"{found.name} has {found.num_outputs} numbers for one reward: no heads or objectives fit it")
     if config.heads > 1:
         found = Opinions(inner=found, num=config.heads)
@@ -146,7 +163,11 @@ def of_several(config: RewardConfig, objectives: Sequence[str], annotators: Sequ
 def keep_held_out(items: Sequence[Item], place: RunDirectory) -> None:
     """What the audit reads: comparisons, or all pairs of rankings; ratings as they are."""
     path = place.path / "held_out.jsonl"
-    records = [j for j, _ in items] if items and isinstance(items[0][0], Rating) else [c for c, _ in pairs_of(items)]
+    records = (
+        [j for j, _ in items]
+        if items and isinstance(items[0][0], Rating | SpanLabels)
+        else [c for c, _ in pairs_of(items)]
+    )
     if records:
         write_records(path, records)
     else:

@@ -71,6 +71,24 @@ class Encoder:
         ids = self._encode(prompt, (Message("assistant", "x"),)).ids
         return ids[self._close(ids) :]
 
+    def places(self, prompt: Prompt, response: Response) -> tuple[tuple[int, int], ...]:
+        """Which characters of a single-message response each of its ids stands for; outside of 0 to its length: none.
+
+        Ids are those of `conversation`.
+        """
+        content = response[0].content
+        if not prompt.messages or prompt.is_text:
+            before = _plain(prompt.messages)
+            found, start = self._offsets(before + content, special=True), len(before)
+            found.append((start + len(content), start + len(content)))  # the end of sequence
+        else:
+            text = self._render(prompt, response)
+            turn, _ = self._turn(self._render(prompt, (), generate=True), text, content.strip())
+            start = text.find(content.strip(), turn) - (len(content) - len(content.lstrip()))
+            found = self._offsets(text)
+        num = len(self.conversation(prompt, response).ids)
+        return tuple((first - start, last - start) for first, last in found[len(found) - num :])
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of sampled ids, special tokens left out."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -168,8 +186,13 @@ class Encoder:
 
     def _spans(self, spans: list[tuple[int, int]], text: str, *, special: bool = False) -> tuple[bool, ...]:
         """True on tokens that overlap a span: one that merges prompt and answer carries words of the answer."""
-        offsets = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
-        return tuple(any(start < b and end > a for a, b in spans) for start, end in offsets)
+        return tuple(
+            any(start < b and end > a for a, b in spans) for start, end in self._offsets(text, special=special)
+        )
+
+    def _offsets(self, text: str, *, special: bool = False) -> list[tuple[int, int]]:
+        """The characters that each token stands for."""
+        return self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)["offset_mapping"]
 
     def _ids(self, text: str, *, special: bool = False) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=special)["input_ids"])

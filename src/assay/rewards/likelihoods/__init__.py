@@ -11,6 +11,7 @@ from assay.rewards.likelihoods.comparisons import (
     RaoKupper,
     Thurstone,
 )
+from assay.rewards.likelihoods.dense import Outcome, Process, Spans, TokenBradleyTerry
 from assay.rewards.likelihoods.language import WithLanguage
 from assay.rewards.likelihoods.rankings import BestOfK, KwiseBradleyTerry, PlackettLuce
 from assay.rewards.likelihoods.ratings import Binary, Ordinal, Regression
@@ -30,6 +31,10 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "regression": Regression,
     "binary": Binary,
     "ordinal": Ordinal,
+    "process": Process,
+    "outcome": Outcome,
+    "spans": Spans,
+    "token_bradley_terry": TokenBradleyTerry,
 }
 
 __all__ = ["LIKELIHOODS", "Annotators", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from assay.algorithms.base import Data, Learners
 from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
+from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.settings import Settings
 
@@ -38,6 +39,11 @@ class Likelihood(Settings, ABC):
     def readout(self) -> Readout:
         """How those numbers become the reward."""
         return Readout()
+
+    @property
+    def pooling(self) -> Pooling | None:
+        """How numbers read at tokens become the response's; None where they are read at its end alone."""
+        return None
 
     @property
     def learned(self) -> dict[str, Tensor]:

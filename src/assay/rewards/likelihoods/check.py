@@ -12,14 +12,23 @@ from torch import Tensor
 from assay.batch import ModelOutput, Term, TokenBatch, Trunks
 from assay.rewards.likelihoods.base import Likelihood
 from assay.settings import InputError
-from assay.shapes import PairFloat, RowFloat, RowInt
+from assay.shapes import PairFloat, RowFloat, RowInt, TokenFloat, TokenLevels
 
 STEP = 1e-5  # errors of 1e-10 by the step, and as much by rounding
-SIZES: Mapping[str, tuple[int, ...]] = {"comparisons": (2,) * 6, "rankings": (4, 2, 3, 3), "ratings": (1,) * 6}
+TOKENS = 3  # of each made-up response
+SIZES: Mapping[str, tuple[int, ...]] = {
+    "comparisons": (2,) * 6,
+    "rankings": (4, 2, 3, 3),
+    "ratings": (1,) * 6,
+    "steps": (1,) * 6,
+    "spans": (1,) * 6,
+}
 REDUCTIONS: Mapping[str, tuple[str, ...]] = {
     "comparisons": ("pair", "response"),
     "rankings": ("ranking", "response"),
-    "ratings": ("response",),
+    "ratings": ("response", "sequence", "token"),
+    "steps": ("token", "sequence"),
+    "spans": ("token", "sequence"),
 }
 NEEDED: Mapping[str, str] = {"rankings": "rank", "ratings": "rating"}
 """Kind of feedback -> how many answers each judgement has; the reductions it can have; the column it must declare."""
@@ -39,7 +48,8 @@ def check_gradient(likelihood: Likelihood, *, seed: int = 0, tolerance: float = 
     term = _the_term(likelihood, name)
     generator = torch.Generator().manual_seed(seed)
     batch = _feedback(likelihood, name, generator)
-    shapes = {"rewards": (batch.num_rows,), "outputs": (batch.num_rows, likelihood.num_outputs)}
+    rows, num = batch.num_rows, likelihood.num_outputs
+    shapes = {"rewards": (rows,), "outputs": (rows, num), "token_outputs": (rows, TOKENS, num)}
     read = [column for column in term.reads if column in shapes]
     numbers = {column: torch.randn(shapes[column], generator=generator, dtype=torch.float64) for column in read}
     numbers |= {key: value.detach().clone().double() for key, value in likelihood.learned.items()}
@@ -120,8 +130,10 @@ def _the_term(likelihood: Likelihood, name: str) -> Term:
     if term.reduction not in REDUCTIONS[likelihood.data]:
         known = " or ".join(map(repr, REDUCTIONS[likelihood.data]))
         raise InputError(f"{name}.reduction: {likelihood.data} are reduced by {known}; got {term.reduction!r}")
-    if unknown := set(term.reads) - {"rewards", "outputs", "parameters"}:
-        raise InputError(f"{name}.reads: {min(unknown)!r} cannot be checked; known are 'rewards' and 'outputs'")
+    if unknown := set(term.reads) - {"rewards", "outputs", "token_outputs", "parameters"}:
+        raise InputError(
+            f"{name}.reads: {min(unknown)!r} cannot be checked; known are 'rewards', 'outputs' and 'token_outputs'"
+        )
     return term
 
 
@@ -133,6 +145,8 @@ def _values(term: Term, out: ModelOutput, batch: TokenBatch, name: str) -> Tenso
     values, metrics = found
     judged = int(batch.ranking.max()) + 1 if term.reduction == "ranking" else batch.num_rows
     shape = (judged // 2 if term.reduction == "pair" else judged,)
+    if term.reduction in ("token", "sequence"):
+        shape = (judged, TOKENS)
     for what, value in {"loss": values, **{f"metric {key!r}": metric for key, metric in metrics.items()}}.items():
         if tuple(value.shape) != shape:
             raise InputError(
@@ -142,8 +156,9 @@ def _values(term: Term, out: ModelOutput, batch: TokenBatch, name: str) -> Tenso
     if values.dtype != torch.float64:
         raise InputError(f"{name}.loss: rewards in float64 gave a loss in {values.dtype}; keep the type that comes in")
     if not values.isfinite().all():
-        place = int(values.isfinite().logical_not().nonzero()[0])
-        raise InputError(f"{name}.loss: value {place} is {values[place].item()} on ordinary rewards and feedback")
+        place = tuple(values.isfinite().logical_not().nonzero()[0].tolist())
+        shown = ", ".join(map(str, place))
+        raise InputError(f"{name}.loss: value {shown} is {values[place].item()} on ordinary rewards and feedback")
     return values
 
 
@@ -165,13 +180,13 @@ def _feedback(likelihood: Likelihood, name: str, generator: torch.Generator) -> 
         if column not in columns:
             values = _column(likelihood, name, column, kind, len(sizes), generator)
             columns[column] = values if kind is PairFloat else values[judgement]
-    ones = torch.ones(len(judgement), 1, dtype=torch.long)
+    ones = torch.ones(len(judgement), TOKENS, dtype=torch.long)
     return TokenBatch(
         declared=likelihood.columns,
         prompts=Trunks(tuple(torch.ones(len(sizes), 1, dtype=torch.long))),
         ids=ones,
         mask=ones.bool(),
-        lengths=ones[:, 0],
+        lengths=ones.sum(1),
         group=judgement,
         **columns,
     )
@@ -191,4 +206,8 @@ def _column(likelihood: Likelihood, name: str, column: str, kind: Any, num: int,
         return torch.randint(likelihood.num_outputs if column == "objective" else 2, (num,), generator=generator)
     if kind in (RowFloat, PairFloat):
         return torch.rand(num, generator=generator, dtype=torch.float64)
-    raise InputError(f"{name}.columns: {column!r} cannot be made up; known are RowInt, RowFloat and PairFloat")
+    if kind in (TokenFloat, TokenLevels):
+        shape = (num, TOKENS) if kind is TokenFloat else (num, TOKENS, likelihood.num_outputs)
+        return torch.rand(shape, generator=generator, dtype=torch.float64)
+    known = "RowInt, RowFloat, PairFloat, TokenFloat and TokenLevels"
+    raise InputError(f"{name}.columns: {column!r} cannot be made up; known are {known}")

@@ -10,6 +10,7 @@ from torch import Tensor
 from assay.algorithms.base import Data
 from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
 from assay.rewards.likelihoods.base import Likelihood
+from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.shapes import RowInt
 
@@ -49,6 +50,11 @@ class Wrapped(Likelihood):
         return self.inner.readout
 
     @property
+    def pooling(self) -> Pooling | None:
+        """As the inner one."""
+        return self.inner.pooling
+
+    @property
     def learned(self) -> dict[str, Tensor]:
         """As the inner one."""
         return self.inner.learned
@@ -65,8 +71,8 @@ class Several(Wrapped):
     name: str = "several"
 
     def __post_init__(self) -> None:
-        if self.inner.num_outputs != 1:
-            raise ValueError(f"{type(self.inner).__name__} has {self.inner.num_outputs} numbers of its own")
+        if self.inner.num_outputs != 1 or self.inner.pooling is not None:
+            raise ValueError(f"{type(self.inner).__name__} has numbers of its own")
 
     @property
     def reads(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]

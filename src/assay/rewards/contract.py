@@ -30,7 +30,7 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], train
     worst = 0.0
     for size in (1, len(conversations)):
         for side in ("right", "left") if size > 1 and _is_rotary(folder) else ("right",):
-            theirs = plain_outputs(folder, conversations, saved, batch_size=size, padding_side=side)
+            theirs = plain_outputs(folder, conversations, batch_size=size, padding_side=side, saved=saved)
             worst = max(worst, float((ours - theirs).abs().max()))
     if worst > TOLERANCE * scale:
         raise InputError(
@@ -69,24 +69,25 @@ def _spread(outputs: Tensor) -> float:
 def plain_outputs(
     folder: Path,
     conversations: Sequence[tuple[Prompt, Response]],
-    saved: RewardModel,
     *,
     batch_size: int,
     padding_side: str,
+    saved: RewardModel | None = None,
 ) -> Tensor:
     """[B, L] the numbers as a user without this package would compute them, in fp32.
 
-    Numbers at tokens are pooled as `saved` does it, which transformers knows nothing of.
+    Numbers at tokens are pooled as `saved` does it: transformers knows nothing of that.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
-    kind = AutoModelForSequenceClassification if saved.pooling is None else AutoModelForTokenClassification
+    at_tokens = saved is not None and saved.pooling is not None
+    kind = AutoModelForTokenClassification if at_tokens else AutoModelForSequenceClassification
     model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     found: list[Tensor] = []
     for first in range(0, len(conversations), batch_size):
         rows = [_ids(tokenizer, *conversation) for conversation in conversations[first : first + batch_size]]
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
         logits = model(**inputs).logits
-        if saved.pooling is not None:
+        if saved is not None and saved.pooling is not None:
             logits = _pooled(logits, inputs["attention_mask"], conversations[first : first + batch_size], saved)
         found.append(logits)
     return torch.cat(found)

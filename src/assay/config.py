@@ -19,6 +19,7 @@ from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
 from assay.rewards.ensemble import RuleName
 from assay.rewards.ids import IDS
+from assay.rewards.instructed import PrincipleSettings
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
 from assay.rewards.ser import SER
@@ -79,23 +80,30 @@ class SamplesSettings(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AuditConfig(Settings):
+class RewardUse(Settings):
+    """Which reward a verb uses, and how it is read."""
+
+    reward: str = ""  # a model, several separated by commas, or implicit:POLICY:REFERENCE; default: the run's
+    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
+    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
+    principles: PrincipleSettings = field(default_factory=PrincipleSettings)  # what an instructable model is told
+    token_budget: int = 8192  # tokens computed at once; changes memory and speed, never the result
+    dtype: DType = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig(RewardUse):
     """assay audit: a reward model and held-out comparisons -> findings and a verdict."""
 
     run: str = ""
-    reward: str = ""  # a reward model, or several separated by commas; default: the run's
-    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
-    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)  # default: what the run held out
     samples: SamplesSettings = field(default_factory=SamplesSettings)
     gate: GateSettings = field(default_factory=GateSettings)
-    token_budget: int = 8192
-    dtype: DType = "auto"
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyConfig(Settings):
+class PolicyConfig(RewardUse):
     """assay policy: prompts and a reward, or feedback alone -> a policy."""
 
     run: str = ""
@@ -103,9 +111,6 @@ class PolicyConfig(Settings):
     data: DataSettings = field(default_factory=DataSettings)  # prompts, comparisons or demonstrations
     streams: dict[str, DataSettings] = field(default_factory=dict)  # further sources, by stream
     algorithm: Any = None  # set to the chosen algorithm's own fields by `config_class`
-    reward: str = ""  # a reward model, or several separated by commas; default: the run's
-    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
-    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     rules: tuple[str, ...] = ()  # programmatic rewards beside it, as weight*file.py:function
     reward_weight: float = 1.0  # of the reward model in the sum
     num_answers: int = 4  # per prompt
@@ -122,12 +127,11 @@ class PolicyConfig(Settings):
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     token_budget: int = 4096
     max_tokens: int | None = None
-    dtype: DType = "auto"
     seed: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluateConfig(Settings):
+class EvaluateConfig(RewardUse):
     """assay evaluate: a policy against its base on held-out prompts."""
 
     run: str = ""
@@ -136,13 +140,8 @@ class EvaluateConfig(Settings):
     prompts: DataSettings = field(default_factory=DataSettings)
     num_prompts: int = 200
     oracle: str = ""  # what judges: "text", "length" or file.py:function; default: the reward model
-    reward: str = ""  # scored beside it: a reward model, or several separated by commas; default: the run's, if any
-    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
-    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     text: DataSettings = field(default_factory=DataSettings)  # plain text whose likelihood before and after is compared
-    token_budget: int = 8192
-    dtype: DType = "auto"
     seed: int = 0
 
 
@@ -167,16 +166,11 @@ class CollectConfig(Settings):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreConfig(Settings):
+class ScoreConfig(RewardUse):
     """assay score: a reward model's numbers for conversations in a file."""
 
-    reward: str = ""  # a reward model, or several separated by commas
-    reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
-    reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
     data: DataSettings = field(default_factory=DataSettings)
     out: str = ""  # a .jsonl file; default: the terminal
-    token_budget: int = 8192
-    dtype: DType = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

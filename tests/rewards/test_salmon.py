@@ -143,7 +143,7 @@ def test_a_pair_in_which_both_are_bad_is_dropped():
 
 
 def test_responses_carry_their_rules():
-    *_, message = instructed(reply("Yes."), find(PRINCIPLES, ["kind", "-brief"]))
+    *_, message = instructed(reply("Yes."), find(PRINCIPLES, ["kind", "not:brief"]))
     assert message.role == "user" and message.content.endswith("- Be kind.\n- Do not be brief.")
 
 

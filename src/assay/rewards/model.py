@@ -46,6 +46,11 @@ class Reward(ABC):
     def context(self) -> int:
         """Tokens a conversation may have."""
 
+    @property
+    def room(self) -> int:
+        """Tokens that a conversation may have before anything is added to it."""
+        return self.context
+
     @abstractmethod
     def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
         """[B, L] the numbers for encoded conversations, which `readout` turns into rewards."""

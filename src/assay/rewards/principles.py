@@ -16,6 +16,7 @@ from ruamel.yaml.error import YAMLError
 from assay.records import Message, Response
 from assay.settings import InputError, Settings, nearest
 
+NOT = "not:"
 HEADING = "Judge the answer above by these rules:"
 
 
@@ -88,14 +89,14 @@ def _principle(row: Any, where: str) -> Principle:
 
 
 def find(principles: Sequence[Principle], told: Sequence[str]) -> tuple[Told, ...]:
-    """By name, a leading "-" for the negation."""
+    """By name, "not:" before it for the negation."""
     by_name = {principle.name: principle for principle in principles}
     found: list[Told] = []
     for word in told:
-        name = word.removeprefix("-")
+        name = word.removeprefix(NOT)
         if name not in by_name:
             raise InputError(f"principle {name!r} is not one of {', '.join(by_name)}.{nearest(name, by_name)}")
-        found.append((by_name[name], -1 if word.startswith("-") else 1))
+        found.append((by_name[name], -1 if word.startswith(NOT) else 1))
     return tuple(found)
 
 

@@ -28,7 +28,7 @@ def run(config: AuditConfig) -> Audit:
     oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
     named = config.reward or str(place.reward)
     reward = load_rewards(named, config)
-    pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encoder, reward.context, data)))
+    pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encode, reward.context, data)))
     samples = score_samples(reward, config.samples, config, oracle) if config.samples.prompts.path else None
     found = audit_pairs(pairs, samples, config.gate, seed=config.seed)
     place.path.mkdir(parents=True, exist_ok=True)

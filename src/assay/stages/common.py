@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from assay.config import AuditConfig, DataSettings, EvaluateConfig, PolicyConfig, ScoreConfig
+from assay.config import DataSettings, PolicyConfig, RewardUse
 from assay.engine.catalog import resolve_model
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Prompt, Record, Response
 from assay.report.run import RunDirectory
 from assay.rewards.ensemble import names_of, open_reward
 from assay.rewards.implicit import PREFIX, ImplicitSource
+from assay.rewards.instructed import Instructed
 from assay.rewards.model import Reward
 from assay.rewards.rules import load, to_field
 from assay.settings import InputError
@@ -59,18 +60,22 @@ def load_oracle(name: str) -> Oracle:
     return oracle
 
 
-def load_rewards(name: str, config: AuditConfig | EvaluateConfig | PolicyConfig | ScoreConfig) -> Reward:
-    """The reward model or models of that name, read as the settings say."""
-    return open_reward(
+def load_rewards(name: str, config: RewardUse) -> Reward:
+    """The reward model or models of that name, read and told as the settings say."""
+    sampler = config.principles.sampler()
+    if sampler is not None and sampler.num and not isinstance(config, PolicyConfig):
+        raise InputError("--principles.num draws for a policy's answers; here name what is told with --principles.told")
+    found = open_reward(
         name,
         rule=config.reward_rule,
         penalty=config.reward_penalty,
         dtype=config.dtype,
         token_budget=config.token_budget,
     )
+    return found if sampler is None else Instructed(found, sampler, seed=getattr(config, "seed", 0))
 
 
-def hash_of_rewards(name: str, config: AuditConfig | PolicyConfig) -> str:
+def hash_of_rewards(name: str, config: RewardUse) -> str:
     """The weights of all models of that name, and how they are read where the settings say it."""
     weights = "+".join(_weights_of(part) for part in names_of(name))
     return f"{weights} {config.reward_rule} {config.reward_penalty}" if config.reward_rule else weights

@@ -11,7 +11,7 @@ from torch import Tensor
 from assay.batch import TokenBatch
 from assay.config import DataSettings
 from assay.feedback.read import read_comparisons, read_rankings, read_ratings, read_spans, read_steps
-from assay.records import Comparison, Ranking, Rating, Response, SpanLabels, stable_id
+from assay.records import Comparison, Prompt, Ranking, Rating, Response, SpanLabels, stable_id
 from assay.rewards.likelihoods import Likelihood
 from assay.rewards.likelihoods.dense import Outcome, Process, Spans
 from assay.rewards.likelihoods.rankings import PlackettLuce
@@ -86,9 +86,14 @@ def answers_of(judgement: Judgement) -> tuple[Response, ...]:
     return judgement.responses if isinstance(judgement, Ranking) else (judgement.response,)
 
 
-def encode(judgements: Sequence[Judgement], encoder: Encoder, limit: int, data: DataSettings) -> list[Item]:
-    """Every answer of every judgement that fits, as a whole conversation."""
-    items = ((j, [encoder.conversation(j.prompt, answer) for answer in answers_of(j)]) for j in judgements)
+def encode(
+    judgements: Sequence[Judgement],
+    conversation: Callable[[tuple[Prompt, Response]], Encoded],
+    limit: int,
+    data: DataSettings,
+) -> list[Item]:
+    """Every answer of every judgement that fits, as a whole conversation: `conversation` is `Reward.encode`."""
+    items = ((j, [conversation((j.prompt, answer)) for answer in answers_of(j)]) for j in judgements)
     return keep_fitting(items, limit, data)
 
 

@@ -11,6 +11,7 @@ from assay.batch import TokenBatch
 from assay.config import PolicyConfig
 from assay.feedback.oracles import Oracle
 from assay.records import Prompt, Rollout
+from assay.rewards.instructed import Instructed
 from assay.rewards.model import Reward
 from assay.rewards.rules import Combined, combine, fill_rewards
 from assay.settings import InputError
@@ -33,7 +34,7 @@ class Rewards:
         """The prompts whose longest answers the reward model can read; others are an error, or dropped and counted."""
         if self.model is None:
             return tuple(prompts)
-        room = self.model.context - config.sampling.max_tokens - TEMPLATE_TOKENS
+        room = self.model.room - config.sampling.max_tokens - TEMPLATE_TOKENS
         return fitting(prompts, self.model.encoder, room, config.data, "data")
 
     def __call__(self, rollouts: Sequence[Rollout]) -> tuple[list[float], dict[str, list[float]]]:
@@ -103,12 +104,16 @@ class Rollouts:
 
     def state_dict(self) -> dict[str, Any]:
         """As `Batches`."""
-        return {"drawn": self.prompts.drawn, "generator": self.generator.get_state()}
+        state = {"drawn": self.prompts.drawn, "generator": self.generator.get_state()}
+        model = self.rewards.model
+        return {**state, "principles": model.num_drawn} if isinstance(model, Instructed) else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """As `Batches`."""
         self.prompts.drawn = state["drawn"]
         self.generator.set_state(state["generator"])
+        if isinstance(self.rewards.model, Instructed):
+            self.rewards.model.num_drawn = state["principles"]
 
 
 class Watch:

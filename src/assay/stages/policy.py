@@ -20,6 +20,7 @@ from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts
 from assay.records import Comparison, Demonstration, Prompt
 from assay.report.run import RunDirectory, read_json
+from assay.rewards.instructed import Instructed
 from assay.settings import InputError
 from assay.stages.common import (
     data_columns,
@@ -46,8 +47,8 @@ READERS: Mapping[str, Callable[..., Any]] = {
     "comparisons": read_comparisons,
     "demonstrations": read_demonstrations,
 }
-ELSEWHERE = ("run", "model", "reward", "reward_rule", "reward_penalty", "rules", "checkpoints", "oracle", "watch")
-ELSEWHERE += ("watch_every", "token_budget")
+ELSEWHERE = ("run", "model", "reward", "reward_rule", "reward_penalty", "principles", "rules", "checkpoints")
+ELSEWHERE += ("oracle", "watch", "watch_every", "token_budget")
 SHOWN = ("reward", "oracle", "kl", "loss", "rewards/accuracies", "length_mean")
 
 
@@ -144,6 +145,8 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
         identity["model"] = hash_of_rewards(named, config)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
         model = load_rewards(named, config)
+        if isinstance(model, Instructed):
+            identity["principles"] = plain(model.sampler)
     return Rewards(model, config.reward_weight, rules, identity)
 
 

@@ -57,7 +57,7 @@ def run(config: RewardConfig) -> RewardModel:
     reward = new_model(config, likelihood, source, encoder)
     limit = min(reward.context, config.max_tokens or reward.context)
     items, tested, checked = (
-        encode(part, encoder, limit, config.data) if part else [] for part in (train, held_out, validation)
+        encode(part, reward.encode, limit, config.data) if part else [] for part in (train, held_out, validation)
     )
     collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else (), annotators)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "peer"))
-
-from screen import read_results  # noqa: E402
+sys.path.insert(0, str(HERE))
 
 from bench import DEFAULT_PAIRS, last_line  # noqa: E402
+from grid import fill  # noqa: E402
 
 SCHEDULE = {"lr": "3e-5", "epochs": "1"}
 
@@ -94,18 +93,14 @@ def main() -> None:
     from assay.engine.catalog import resolve_model
 
     model = str(resolve_model(args.model).path)
-    args.results.parent.mkdir(parents=True, exist_ok=True)
     key = {"data": args.data.name, "held_out": args.held_out, "seed": args.seed, "model": args.model, **SCHEDULE}
-    for side in args.sides:
-        known = [line for line in read_results(args.results) if line["cell"] == {"side": side, **key}]
-        if not known:
-            known = [{"cell": {"side": side, **key}, "record": ours(args) if side == "assay" else peer(args, model)}]
-            with args.results.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(known[0]) + "\n")
-        accuracy, low, high = with_interval(known[0]["record"])
+    cells = [{"side": side, **key} for side in args.sides]
+    lines = fill(cells, lambda cell: ours(args) if cell["side"] == "assay" else peer(args, model), args.results)
+    for side, known in zip(args.sides, lines, strict=True):
+        accuracy, low, high = with_interval(known["record"])
         print(f"{side:<6} accuracy {accuracy:.3f} ({low:.3f} to {high:.3f})")
         if side == "assay":
-            longer = known[0]["record"]["held_out"]["always the longer"]
+            longer = known["record"]["held_out"]["always the longer"]
             print(f"always the longer answer: {longer['value']:.3f} ({longer['interval'][0]:.3f} to "
                   f"{longer['interval'][1]:.3f})")  # fmt: skip
 

@@ -1,0 +1,35 @@
+"""Experiments as grids of cells: each finished cell is one JSON line, and is not computed again."""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+Cell = Mapping[str, Any]
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """What earlier runs left; nothing when there is no file yet."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+
+
+def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path: Path) -> list[dict[str, Any]]:
+    """The lines of all cells, computed where the file has none yet; each is written as soon as it is there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found: list[dict[str, Any]] = []
+    cells = list(cells)
+    for number, cell in enumerate(cells, 1):
+        known = next((line for line in read_lines(path) if line["cell"] == dict(cell)), None)
+        if known is None:
+            began = time.perf_counter()
+            record = compute(cell)
+            known = {"cell": dict(cell), "seconds": round(time.perf_counter() - began), "record": record}
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(known) + "\n")
+            print(f"{number}/{len(cells)} {dict(cell)}: {known['seconds']} s", file=sys.stderr, flush=True)
+        found.append(known)
+    return found

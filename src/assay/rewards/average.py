@@ -83,7 +83,9 @@ def _check_alike(
     odd += [name for name, value in state.items() if name in shapes and tuple(value.shape) != shapes[name]]
     if odd:
         raise InputError(f"{both} are not of one architecture: {odd[0]} differs; average models of one kind")
-    if one.readout != other.readout or facts.get("learned", {}).keys() != theirs.get("learned", {}).keys():
+    if (one.readout, one.pooling) != (other.readout, other.pooling) or facts.get("learned", {}).keys() != theirs.get(
+        "learned", {}
+    ).keys():
         raise InputError(f"{both} read their outputs differently; average models of one likelihood")
     started = facts.get("base_weights"), theirs.get("base_weights")
     if None not in started and started[0] != started[1]:

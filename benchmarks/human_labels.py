@@ -15,7 +15,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from bench import DEFAULT_PAIRS, last_line  # noqa: E402
+from bench import DEFAULT_PAIRS, last_line, without_places  # noqa: E402
 from grid import fill  # noqa: E402
 
 SCHEDULE = {"lr": "3e-5", "epochs": "1"}
@@ -74,7 +74,7 @@ def peer(args: argparse.Namespace, model: str) -> dict[str, Any]:
     record = last_line([args.peer_python, HERE / "peer" / "accuracy.py", *words])
     record["losses"] = record["losses"][::20]
     del record["step_seconds"]
-    return {**record, "seconds_in_all": round(time.perf_counter() - began)}
+    return {**without_places(record), "seconds_in_all": round(time.perf_counter() - began)}
 
 
 def with_interval(record: dict[str, Any]) -> tuple[float, float, float]:

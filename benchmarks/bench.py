@@ -6,6 +6,7 @@ ones it found fastest elsewhere are taken, and said so. Long runs: about half an
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -121,18 +122,27 @@ def show(task: str, records: dict[str, list[dict[str, Any]]], peak: float) -> No
 
 
 def compare_losses(args: argparse.Namespace, model: str, out: Path) -> None:
-    """Both sides on the same pairs in the same order from the same head: their losses, step by step."""
-    print("\nlosses, the same pairs in the same order from the same head (TRL with fp32 weights)")
-    for task in ("reward", "dpo"):
+    """Both sides on the same pairs in the same order from the same head: their losses, step by step.
+
+    In fp32 throughout they differ by the order of additions alone; beside them what each side trains in.
+    """
+    print("\nlosses, the same pairs in the same order from the same head")
+    for task, (own, weights) in itertools.product(("reward", "dpo"), (("float32", "fp32"), ("auto", "autocast"))):
         common = ["--model", model, "--data", args.data, "--num-pairs", args.num_pairs, "--lr", "1e-5"]
         common += ["--order", "given"]
-        ours = last_line([sys.executable, HERE / "own.py", "--task", task, *common, "--head", "peer"])
-        theirs = last_line([args.peer_python, HERE / "peer" / f"{task}.py", *common])
-        for row, record in (("assay", ours), ("TRL, fp32 weights", theirs)):
+        commands = {
+            f"assay, {own}": [sys.executable, HERE / "own.py", "--task", task, *common, "--head", "peer", "--dtype", own],
+            f"TRL, {weights}": [args.peer_python, HERE / "peer" / f"{task}.py", *common, "--weights", weights],
+        }
+        found = []
+        for row, command in commands.items():
+            record = last_line(command)
             line = {"task": f"losses, {task}", "row": row, "time": time.strftime("%Y-%m-%d")}
             with out.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({**line, "record": without_places(record)}) + "\n")
-            print(f"  {task:<7} {row:<20} {'  '.join(f'{loss:.4f}' for loss in record['losses'])}")
+            found.append(record["losses"])
+            print(f"  {task:<7} {row:<16} {'  '.join(f'{loss:.4f}' for loss in record['losses'])}")
+        print(f"  {'':24} largest difference {max(abs(a - b) for a, b in zip(*found, strict=True)):.1e}")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--token-budget", type=int, default=4096)
+    parser.add_argument("--dtype", choices=("auto", "float32"), default="auto", help="auto: bf16 where it is fast")
     parser.add_argument("--clock", choices=("all", "warm"), default="all")
     parser.add_argument("--memory-limit", type=float, default=20.0)
     parser.add_argument(
@@ -81,7 +82,11 @@ def learners_of(args: argparse.Namespace, source: Any) -> dict[str, Any]:
     from assay.engine.load import load_policy, load_reward
     from assay.engine.optimizer import FlatAdamW
 
-    model = load_reward(source, fresh_head=True) if args.task == "reward" else load_policy(source)
+    model = (
+        load_reward(source, dtype=args.dtype, fresh_head=True)
+        if args.task == "reward"
+        else load_policy(source, dtype=args.dtype)
+    )
     if args.task == "reward" and args.head == "peer":
         model.network.score.weight.data.copy_(peer_head(args))
     made = {}

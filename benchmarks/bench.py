@@ -18,6 +18,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "peer"))
 
+from measure import without_places  # noqa: E402
 from screen import fastest, read_results  # noqa: E402
 
 SHARED = HERE.parent.parent / "shared" / "data"
@@ -48,22 +49,14 @@ def last_line(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def without_places(value: Any) -> Any:
-    """A record with the names of files and folders, not where they lie."""
-    if isinstance(value, dict):
-        return {key: without_places(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_places(item) for item in value]
-    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
-
-
-def peer_settings(task: str, weights: str) -> tuple[dict[str, Any], str]:
-    """TRL's fastest settings, and where that is known from."""
+def peer_settings(task: str, data: Path, weights: str) -> dict[str, Any]:
+    """TRL's fastest settings for these rows as a screen found them; without one the usual, and that is said."""
     results = [line for line in read_results(HERE / "results" / "screen.jsonl") if "answer" in line]
     for row in fastest(results):
-        if (row["task"], row["weights"]) == (task, weights):
-            return {name: row[name] for name in USUAL}, "screened here"
-    return dict(USUAL), "fastest of an earlier screen"
+        if (row["task"], row["data"], row["weights"]) == (task, data.name, weights):
+            return {name: row[name] for name in USUAL}
+    print(f"{task}, {data.name}, {weights}: no screen; TRL takes {USUAL}", file=sys.stderr)
+    return dict(USUAL)
 
 
 def sides(task: str, args: argparse.Namespace, model: str, groups: Path) -> dict[str, list[Any]]:
@@ -75,8 +68,7 @@ def sides(task: str, args: argparse.Namespace, model: str, groups: Path) -> dict
     common = ["--model", model, "--data", data, "--num-pairs", pairs, "--lr", "1e-5", "--clock", "warm"]
     found = {"assay": [sys.executable, HERE / "own.py", "--task", kind, *common]}
     for name, weights in (("TRL, fp32 weights", "autocast"), ("TRL, bf16 weights", "bf16")):
-        settings, _ = peer_settings(kind, weights)
-        told = [f"--{key}={value}" for key, value in settings.items()]
+        told = [f"--{key}={value}" for key, value in peer_settings(kind, data, weights).items()]
         length = ["--max-length", 2048 if long else 1024]
         command = [args.peer_python, HERE / "peer" / f"{kind}.py", *common, *told, *length, "--weights", weights]
         found[name] = [*command, "--reference", "step"] if kind == "dpo" else command
@@ -131,7 +123,17 @@ def compare_losses(args: argparse.Namespace, model: str, out: Path) -> None:
         common = ["--model", model, "--data", args.data, "--num-pairs", args.num_pairs, "--lr", "1e-5"]
         common += ["--order", "given"]
         commands = {
-            f"assay, {own}": [sys.executable, HERE / "own.py", "--task", task, *common, "--head", "peer", "--dtype", own],
+            f"assay, {own}": [
+                sys.executable,
+                HERE / "own.py",
+                "--task",
+                task,
+                *common,
+                "--head",
+                "peer",
+                "--dtype",
+                own,
+            ],
             f"TRL, {weights}": [args.peer_python, HERE / "peer" / f"{task}.py", *common, "--weights", weights],
         }
         found = []

@@ -6,37 +6,20 @@ kept in benchmarks/results/reward_methods.jsonl.
 """
 
 import argparse
-import json
 import math
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+from assay.audit.calibration import expected_calibration_error, negative_log_likelihood
+from assay.audit.statistics import bootstrap_mean, cluster_bootstrap, minimum_detectable_difference, paired_bootstrap
+from assay.rewards.model import RewardModel
+from grid import fill
+from human_pairs import DATA, HERE, MODEL, NUM_TEST, SETTINGS, held_out_pairs, right, run_assay, short_pairs, shown
 
-from assay.audit.calibration import expected_calibration_error, negative_log_likelihood  # noqa: E402
-from assay.audit.statistics import (  # noqa: E402
-    Estimate,
-    bootstrap_mean,
-    cluster_bootstrap,
-    minimum_detectable_difference,
-    paired_bootstrap,
-)
-from assay.cli import main as assay  # noqa: E402
-from assay.engine.catalog import load_tokenizer, resolve_model  # noqa: E402
-from assay.feedback.read import read_comparisons  # noqa: E402
-from assay.rewards.model import RewardModel  # noqa: E402
-from grid import fill  # noqa: E402
-
-MODEL = "smollm2-135m-instruct"
-DATA = HERE.parent.parent / "shared" / "data" / "pairs_hh_test_human_plus_relabel.jsonl"
-NUM_TRAIN, NUM_TEST, LONGEST = 1000, 512, 48  # pairs, prompts, tokens of an answer
-SETTINGS = ["--epochs", "2", "--optimiser.lr", "2e-5", "--likelihood.centring_coef", "0.01"]
 METHODS: Mapping[str, list[str]] = {
     "Bradley-Terry": [],
     "with a language loss": ["--language_coef", "1"],
@@ -56,31 +39,12 @@ def parse() -> argparse.Namespace:
     return options.parse_args()
 
 
-def short_pairs(data: Path, out: Path) -> Path:
-    """The first rows whose answers are both short: as many as are trained and tested on."""
-    tokenizer = load_tokenizer(resolve_model(MODEL))
-    lines = [line for line in data.read_text(encoding="utf-8").split("\n") if line.strip()]
-    rows = [json.loads(line) for line in lines]
-    kept = [
-        line
-        for line, row in zip(lines, rows, strict=True)
-        if max(len(tokenizer(row[side])["input_ids"]) for side in ("chosen", "rejected")) <= LONGEST
-    ]
-    if len(kept) < NUM_TRAIN + NUM_TEST:
-        raise SystemExit(f"{data} has {len(kept)} pairs of answers this short; {NUM_TRAIN + NUM_TEST} are needed")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text("\n".join(kept[: NUM_TRAIN + NUM_TEST]) + "\n", encoding="utf-8")
-    return out
-
-
 def train_and_test(data: Path, run: Path, words: list[str], seed: int) -> dict[str, Any]:
     """One cell: log-odds of every held-out pair, chosen first, and the prompts they belong to."""
     shutil.rmtree(run, ignore_errors=True)
     told = ["--run", run, "--model", MODEL, "--data.path", data, "--held_out", NUM_TEST, "--seed", seed]
-    code = assay(["reward", *map(str, told), *SETTINGS, *words, "--checkpoints.every", "0"])
-    if code:
-        raise SystemExit(f"assay reward ended with exit code {code}")
-    pairs = read_comparisons(str(run / "held_out.jsonl")).records
+    run_assay("reward", *told, "--epochs", 2, *SETTINGS, *words)
+    pairs = held_out_pairs(run)
     reward = RewardModel.from_pretrained(str(run / "reward"))
     outputs = reward.outputs([(c.prompt, answer) for c in pairs for answer in (c.chosen, c.rejected)])
     rewards = reward.readout.reward(outputs).numpy()
@@ -92,11 +56,6 @@ def train_and_test(data: Path, run: Path, words: list[str], seed: int) -> dict[s
         odds = np.array([math.log(math.erfc(-x / math.sqrt(2)) / math.erfc(x / math.sqrt(2))) for x in z.tolist()])
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     return {"log_odds": [round(x, 4) for x in odds.tolist()], "prompts": [c.prompt.id for c in pairs]}
-
-
-def shown(figure: Estimate) -> str:
-    """Value and interval."""
-    return f"{figure.value:6.3f} ({figure.interval[0]:6.3f} to {figure.interval[1]:6.3f})"
 
 
 def table(lines: list[dict[str, Any]]) -> None:
@@ -112,18 +71,18 @@ def table(lines: list[dict[str, Any]]) -> None:
     first_odds, _ = found[methods[0]]
     print(f"{'':24} {'accuracy':26} {'nats a pair':26} {'calibration error':26} {'accuracy gained':26}")
     for method, (odds, prompts) in found.items():
-        right, ones = (odds > 0) + 0.5 * (odds == 0), np.ones(len(odds))
+        ones = np.ones(len(odds))
         turned = np.random.default_rng(0).random(len(odds)) < 0.5  # chosen comes first: half of the pairs are turned
         chance, outcome = 1 / (1 + np.exp(np.where(turned, odds, -odds))), np.where(turned, 0.0, 1.0)
         error = cluster_bootstrap(
             lambda w, p=chance, y=outcome: expected_calibration_error(p, y, weights=w), prompts, num_resamples=500
         )
         nats = bootstrap_mean(negative_log_likelihood(odds, ones), prompts)
-        words = f"{method:24} {shown(bootstrap_mean(right, prompts)):26} {shown(nats):26} {shown(error):26}"
+        words = f"{method:24} {shown(bootstrap_mean(right(odds), prompts)):26} {shown(nats):26} {shown(error):26}"
         if method != methods[0]:
-            base = (first_odds > 0) + 0.5 * (first_odds == 0)
-            least = minimum_detectable_difference(len(odds), float((right != base).mean()))
-            words += f" {shown(paired_bootstrap(right, base, prompts)):26} could have shown {least:.3f}"
+            mine, base = right(odds), right(first_odds)
+            least = minimum_detectable_difference(len(odds), float((mine != base).mean()))
+            words += f" {shown(paired_bootstrap(mine, base, prompts)):26} could have shown {least:.3f}"
         print(words)
 
 

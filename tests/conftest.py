@@ -7,10 +7,15 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 
 import random
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 from jaxtyping import install_import_hook
 
+# Its folder of examples names files of the machine, and would lie in the working tree.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"assay-hypothesis-{os.getuid()}")
 install_import_hook(["assay.losses", "assay.algorithms"], "beartype.beartype")
 
 

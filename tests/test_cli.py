@@ -10,7 +10,7 @@ import pytest
 
 import assay.engine.load
 from assay.cli import FAULT, OK, REFUSED, VERBS, WRONG_INPUT, first_sentence, main
-from assay.stages.common import hash_of_folder
+from assay.engine.catalog import hash_of_folder
 from tiny import CONTEXT, demonstrations, pairs, prompts, tiny_model, tiny_reward, write
 
 

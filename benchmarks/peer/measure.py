@@ -69,6 +69,15 @@ def answer(out: TextIO, record: Mapping[str, Any]) -> None:
     print(json.dumps({"protocol": PROTOCOL, **record}), file=out, flush=True)
 
 
+def without_places(value: Any) -> Any:
+    """A record with the names of files and folders, not where they lie."""
+    if isinstance(value, dict):
+        return {key: without_places(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_places(item) for item in value]
+    return Path(value).name if isinstance(value, str) and "/" in value and Path(value).exists() else value
+
+
 def peak_memory_gb() -> float:
     """Largest resident size of this process so far (VmHWM), in GB of 1e9 bytes."""
     for line in Path("/proc/self/status").read_text().splitlines():

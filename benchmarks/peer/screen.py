@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measure import fail
+from measure import fail, without_places
 
 HERE = Path(__file__).parent
 KEY = ("task", "batch", "order", "attention", "weights", "malloc", "num_pairs", "max_length", "clock", "data", "repeat")
@@ -41,7 +41,7 @@ def run(cell: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
         return {"cell": cell, "failed": f"took longer than {args.timeout} s"}
     if done.returncode:
         return {"cell": cell, "failed": f"exit code {done.returncode}: {done.stderr.strip()[-500:]}"}
-    return {"cell": cell, "answer": json.loads(done.stdout.strip().splitlines()[-1])}
+    return {"cell": cell, "answer": without_places(json.loads(done.stdout.strip().splitlines()[-1]))}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -73,15 +73,15 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def fastest(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each task and weights the cell of the highest median pairs/s over its runs."""
+    """For each task, data and weights the cell of the highest median pairs/s over its runs."""
     speeds: dict[tuple[Any, ...], list[float]] = {}
     for line in results:
         speeds.setdefault(key(line["cell"])[:-1], []).append(line["answer"]["pairs_per_second"])
-    best: dict[tuple[str, str], dict[str, Any]] = {}
+    best: dict[tuple[str, str, str], dict[str, Any]] = {}
     for settings, runs in speeds.items():
         cell = dict(zip(KEY[:-1], settings, strict=True))
         row = {**cell, "pairs_per_second": statistics.median(runs), "runs": len(runs)}
-        place = (cell["task"], cell["weights"])
+        place = (cell["task"], cell["data"], cell["weights"])
         if place not in best or row["pairs_per_second"] > best[place]["pairs_per_second"]:
             best[place] = row
     return list(best.values())

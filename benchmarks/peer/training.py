@@ -28,7 +28,10 @@ def parser(description: str | None, *, lr: float) -> argparse.ArgumentParser:
     options.add_argument("--order", choices=("random", "grouped", "given"), default="random")
     options.add_argument("--attention", choices=("eager", "sdpa"), default="eager")
     options.add_argument(
-        "--weights", choices=("autocast", "bf16", "fp32"), default="autocast", help="fp32: no autocast, to compare losses"
+        "--weights",
+        choices=("autocast", "bf16", "fp32"),
+        default="autocast",
+        help="fp32: no autocast, to compare losses",
     )
     options.add_argument("--malloc", choices=("default", "keep"), default="default", help="keep: glibc keeps pages")
     options.add_argument("--max-length", type=int, default=1024, help="tokens; 2048 for long prompts")

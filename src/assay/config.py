@@ -17,11 +17,12 @@ from assay.audit.gate import GateSettings
 from assay.engine.catalog import DEFAULT_MODEL
 from assay.engine.load import DType, LoRASettings
 from assay.engine.sample import SamplingSettings
-from assay.rewards.ensemble import RuleName
 from assay.rewards.ids import IDS
 from assay.rewards.instructed import PrincipleSettings
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.likelihoods.comparisons import BradleyTerry
+from assay.rewards.opening import RuleName
+from assay.rewards.salmon import Aggregation
 from assay.rewards.ser import SER
 from assay.settings import InputError, Settings, nearest
 from assay.train.loop import CheckpointSettings, OptimiserSettings
@@ -49,6 +50,7 @@ class RewardConfig(Settings):
     held_out: int | float = 0.1  # prompts kept for testing: a number, or a share
     likelihood: Any = field(default_factory=BradleyTerry)  # the chosen likelihood's own fields
     heads: int = 1  # opinions on one body, each on a bootstrap of the feedback; more than 1 is an ensemble
+    adapters: int = 1  # opinions as low-rank adapters of one body, each on a bootstrap of its own; needs lora.rank
     language_coef: float = 0.0  # weight of the chosen answers' language-model loss beside the reward's
     ids: IDS = field(default_factory=IDS)  # labels that move with the model
     validation: int | float = 0  # prompts kept to choose the epoch of least loss; 0: the last epoch is what is saved
@@ -159,6 +161,8 @@ class CollectConfig(Settings):
     oracle: str = "text"  # what the annotator wants
     judge: str = ""  # labels instead: a language model (name, folder, hub id), http://host/v1#model or openai:model
     criterion: str = ""  # one sentence: what the judge goes by; default: helpful, true and harmless
+    principles: str = ""  # a file of principles: the judge is asked by each, and labels are given under drawn sets
+    aggregation: Aggregation = field(default_factory=Aggregation)  # how its opinions become those labels
     temperature: float = 1.0  # of the annotator: how noisy the labels are
     token_budget: int = 8192
     dtype: DType = "auto"

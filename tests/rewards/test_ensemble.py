@@ -10,8 +10,8 @@ from transformers import LlamaForSequenceClassification
 
 from assay.cli import OK, REFUSED, WRONG_INPUT, main
 from assay.report.run import read_json
-from assay.rewards.ensemble import open_reward
 from assay.rewards.model import RewardModel
+from assay.rewards.opening import open_reward
 from assay.rewards.readout import Readout
 from assay.settings import InputError
 from tiny import CONVERSATIONS, pairs, prompts, random_network, save, tiny_model, write

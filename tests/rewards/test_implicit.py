@@ -12,8 +12,8 @@ from assay.config import AuditConfig
 from assay.engine.learner import Learner
 from assay.lab.tabular import TabularModel, batch_of
 from assay.lab.world import World
-from assay.rewards.ensemble import open_reward
 from assay.rewards.implicit import ImplicitReward, ImplicitSource, implicit_reward
+from assay.rewards.opening import open_reward
 from assay.settings import InputError
 from assay.stages.common import hash_of_rewards
 from tiny import (

@@ -19,7 +19,7 @@ from assay.rewards.judge import Judge, Judgement, LanguageModel, check_judge, op
 from assay.rewards.principles import Principle
 from assay.rewards.salmon import Aggregation, build_preferences
 from assay.settings import InputError
-from assay.stages.judging import consistency, principle_consistency
+from assay.stages.judging import consistency
 from tiny import PROMPTS, tiny_model, tokenizer, turns
 
 FIRSTS = tuple(reply(f"Yes, {n}.") for n in ("one", "two and three", "four", "no\n\nmore"))
@@ -146,12 +146,12 @@ def comparisons():
 
 def test_opinions_under_principles_are_what_salmon_reads(model):
     judge, pairs = Judge(model, template=SHORT), comparisons()
-    found = opinions(judge, pairs, PRINCIPLES)
+    found = opinions(judge, pairs, [principle.text for principle in PRINCIPLES])
     assert found.shape == (4, 2, 2)
     alone = replace(judge, criterion="Be brief.").compare(PROMPTS[:4], FIRSTS, SECONDS)
     assert torch.allclose(found[:, 1], alone.both, atol=1e-5)
     assert build_preferences(pairs, found, PRINCIPLES, Aggregation(), rng=Random(0)) is not None
-    findings = principle_consistency(judge, pairs, PRINCIPLES)
+    findings = consistency(found, [principle.name for principle in PRINCIPLES], pairs)
     agreement = {f.probe: f for f in findings}["order_agreement/brief"]
     assert agreement.value == pytest.approx(float(alone.agrees.double().mean())) and agreement.n == 4
     assert agreement.interval == pytest.approx(wilson(4 * agreement.value, 4))

@@ -68,7 +68,8 @@ def test_wrong_returns_name_function_expected_and_got(result: Any, got: str) -> 
 
 
 def test_tensors_are_refused_with_advice() -> None:
-    torch = pytest.importorskip("torch")
+    import torch
+
     rule = Rule(lambda prompts, responses: torch.ones(2), "mine")
     assert said(rule, ["p", "q"], ["a", "b"]).endswith("got a tensor (2,) (return .tolist())")
 

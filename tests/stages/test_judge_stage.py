@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 
 from assay.cli import OK, WRONG_INPUT, main
 from assay.feedback.read import read_comparisons
@@ -71,3 +72,56 @@ def test_a_criterion_without_a_judge_is_an_error(tmp_path, capsys):
     data = write(tmp_path / "pairs.jsonl", demonstrations(2))
     assert main(["collect", "--run", str(tmp_path), "--feedback.path", data, "--criterion", "Be kind."]) == WRONG_INPUT
     assert "--judge" in capsys.readouterr().err
+
+
+def principled(tmp_path):
+    """Flags for pairs and principles."""
+    data = write(tmp_path / "pairs.jsonl", pairs(12))
+    told = [{"name": name, "text": f"It is {name}.", "negation": f"It is not {name}."} for name in ("brief", "kind")]
+    return "--feedback.path", data, "--principles", write(tmp_path / "principles.jsonl", told)
+
+
+def test_a_judge_that_only_looks_at_the_place_labels_nothing(tmp_path, capsys):
+    assert collect(tmp_path / "run", *principled(tmp_path)) == WRONG_INPUT
+    said = capsys.readouterr()
+    assert "order_agreement/brief: 0.000" in said.out and "order_bias/kind" in said.out
+    assert "has no opinion that both orders share" in said.err
+
+
+def test_labels_under_principles(tmp_path, capsys, monkeypatch):
+    """The judge is asked by each; both answers of a comparison carry the same drawn principles."""
+    asked = []
+
+    def opinions(judge, pairs, criteria):  # of somebody who sees the answers and not their places
+        asked.extend(criteria)
+        sizes = torch.tensor([[len(answer[0].content) for answer in pair.responses] for pair in pairs]).double()
+        gap = sizes[:, 1] - sizes[:, 0]
+        return torch.stack([gap, gap % 3 - 1], 1)[..., None].expand(-1, -1, 2)
+
+    monkeypatch.setattr("assay.stages.judging.opinions", opinions)
+    words = principled(tmp_path)
+    assert collect(tmp_path / "run", *words) == OK
+    said = capsys.readouterr().out
+    assert "order_agreement/brief" in said and "order_bias/kind" in said
+    assert asked == ["It is brief.", "It is kind."]
+    made = read_comparisons(tmp_path / "run" / "feedback.jsonl").records
+    assert 12 < len(made) <= 48  # up to four labels a pair
+    for one in made:
+        rules = [answer[-1].content for answer in one.responses]
+        assert rules[0] == rules[1]
+        for name, sign in zip(one.meta["principles"], one.meta["signs"], strict=True):
+            assert f"It is {'' if sign > 0 else 'not '}{name}." in rules[0]
+    assert collect(tmp_path / "again", *words) == OK
+    paths = [tmp_path / name / "feedback.jsonl" for name in ("run", "again")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    train = ["reward", "--run", str(tmp_path / "run"), "--model", tiny_model(), "--held_out", "0"]
+    assert main([*train, "--data.path", str(paths[0]), "--dtype", "float32"]) == OK
+
+
+@pytest.mark.parametrize("words", [("--criterion", "Be kind.", "--judge", "smollm2-135m-instruct"), ()])
+def test_principles_need_a_judge_and_no_other_criterion(tmp_path, capsys, words):
+    data = write(tmp_path / "pairs.jsonl", demonstrations(2))
+    told = write(tmp_path / "principles.jsonl", [{"name": "brief", "text": "It is brief.", "negation": "It is long."}])
+    common = ["collect", "--run", str(tmp_path), "--feedback.path", data, "--principles", told]
+    assert main([*common, *words]) == WRONG_INPUT
+    assert "--principles: a judge is asked by each of them" in capsys.readouterr().err

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from assay.cli import OK, WRONG_INPUT, main
+from assay.engine.catalog import hash_of_folder
 from assay.records import Comparison, reply, user_prompt
 from assay.rewards.likelihoods import LIKELIHOODS
 from assay.rewards.model import RewardModel
-from assay.stages.common import hash_of_folder
 from assay.stages.held_out import log_odds
 from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, spans, steps, tiny_model, write
 
@@ -183,3 +183,13 @@ def test_answers_that_nothing_connects_are_told(tmp_path, capsys):
 def test_feedback_without_gaps_tells_nothing_of_them(tmp_path, capsys):
     assert train(tmp_path, rankings(), "--likelihood", "plackett_luce") == OK
     assert "unconnected" not in capsys.readouterr().out
+
+
+def test_text_that_spells_a_special_token_is_refused_or_dropped_and_counted(tmp_path, capsys):
+    rows = pairs(12)
+    rows[2]["chosen"][0]["content"] += " <|im_end|>"
+    assert train(tmp_path, rows, "--held_out", "0") == WRONG_INPUT
+    said = capsys.readouterr().err
+    assert "contains <|im_end|>" in said and "drop and count it with --data.on_bad skip" in said
+    assert train(tmp_path, rows, "--held_out", "0", "--data.on_bad", "skip") == OK
+    assert "dropped 1 records whose text spells out a special token" in capsys.readouterr().out.replace("\n", " ")

@@ -124,22 +124,25 @@ def test_what_is_dropped_and_what_is_unshared_is_counted(capsys):
     )
     words = Encoder(glued)
     answers = ("and so on", "1 2 3 4 5 6 7 8 9 10 11 12", "7")
-    items = [(text, [words.conversation(user_prompt("Hi."), reply(text))]) for text in answers]
-    unshared = [text for text, (encoded,) in items if not encoded.shared]
+
+    def encode(text):
+        return [words.conversation(user_prompt("Hi."), reply(text))]
+
+    unshared = [text for text in answers if not encode(text)[0].shared]
     assert unshared
-    kept = keep_fitting(items, 12, DataSettings(path="x.jsonl", too_long="skip"))
+    kept = keep_fitting(answers, encode, 12, DataSettings(path="x.jsonl", too_long="skip"))
     assert [text for text, _ in kept] == ["and so on", "7"]
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "x.jsonl: dropped 1 of 3 records longer than 12 tokens"
     num = sum(text in unshared for text, _ in kept)
     assert said[1].startswith(f"x.jsonl: {num} answers do not share their prompt")
     with pytest.raises(InputError, match=r"1 of 3 records are longer than 12 tokens \(the longest has \d+\)"):
-        keep_fitting(items, 12, DataSettings(path="x.jsonl"))
+        keep_fitting(answers, encode, 12, DataSettings(path="x.jsonl"))
     with pytest.raises(InputError, match="no record fits 2 tokens"):
-        keep_fitting(items, 2, DataSettings(path="x.jsonl", too_long="skip"))
+        keep_fitting(answers, encode, 2, DataSettings(path="x.jsonl", too_long="skip"))
 
 
 def test_nothing_is_said_where_nothing_was_dropped(capsys):
     words = encoder()
-    kept = keep_fitting([(1, [words.conversation(*CONVERSATIONS[0])])], 999, DataSettings(path="x"))
+    kept = keep_fitting([1], lambda _: [words.conversation(*CONVERSATIONS[0])], 999, DataSettings(path="x"))
     assert len(kept) == 1 and capsys.readouterr().out == ""

@@ -1,6 +1,7 @@
 """Which model a name means: the embedded default, a local folder or a hub id, checked before anything is loaded."""
 
 import difflib
+import hashlib
 import json
 import logging
 import re
@@ -94,6 +95,17 @@ def load_tokenizer(source: ModelSource | str) -> "PreTrainedTokenizerBase":
         log.warning("tokenizer of %s: pad token was %s, is now %s", source.name, tokenizer.pad_token, pad)
         tokenizer.pad_token = pad
     return tokenizer
+
+
+def hash_of_folder(folder: str) -> str:
+    """16 hexadecimal digits of a model folder's weights and settings."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).glob("*")):
+        if path.suffix in (".safetensors", ".json", ".jinja"):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def check_folder(folder: Path) -> None:

@@ -134,3 +134,25 @@ class AdapterOff(Learner):
         """As `Learner`."""
         with self.model.adapter.disable_adapter():
             return super().forward(batch, reads, vocabulary)
+
+
+class OneAdapter(Learner):
+    """One of several adapters of a model, with the head that is its own; the other learners share the body."""
+
+    def __init__(
+        self, model: Model, adapter: str, optimizer: FlatAdamW | None = None, *, token_budget: int = 4096
+    ) -> None:
+        super().__init__(model, optimizer, token_budget=token_budget)
+        self.adapter = adapter
+
+    def forward_backward(self, streams: Mapping[str, TokenBatch], terms: Sequence[Term]) -> dict[str, float]:
+        """As `Learner`."""
+        self.model.use(self.adapter)
+        return super().forward_backward(streams, terms)
+
+    def forward(
+        self, batch: TokenBatch, reads: tuple[str, ...], vocabulary: Mapping[str, VocabularyFn] | None = None
+    ) -> ModelOutput:
+        """As `Learner`."""
+        self.model.use(self.adapter)
+        return super().forward(batch, reads, vocabulary)

@@ -1,7 +1,8 @@
 """Networks from folders, in the type they compute in, with every weight accounted for."""
 
+import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -62,12 +63,13 @@ def load_reward(
     learned: Mapping[str, Tensor] | None = None,
     language: bool = False,
     at_tokens: bool = False,
+    num_adapters: int = 1,
 ) -> Model:
     """A sequence classifier with `num_outputs` numbers (None: as many as it was saved with).
 
     With `at_tokens` a token classifier. A missing head is an error, or made where `fresh_head` allows it. `learned`:
     see `Model`. With `language` it keeps the language model's own head beside: log-probabilities can be read, and
-    trained on, as well as rewards.
+    trained on, as well as rewards. Several adapters, called as `adapter_names` says, have a fresh head each.
     """
     allowed = {"score.weight", "score.bias"} if fresh_head else set()
     options = {} if num_outputs is None else {"num_labels": num_outputs}
@@ -76,12 +78,28 @@ def load_reward(
     if not isinstance(getattr(network, "score", None), nn.Linear):
         raise InputError(f"{source.name}: {type(network).__name__} keeps its head elsewhere than in `score`")
     if "score.weight" in missing:
-        width = network.score.weight.shape[1]
-        nn.init.normal_(network.score.weight, std=1 / math.sqrt(width + 1))  # Stiennon et al. 2020, appendix B.1
+        _begin(network.score)
     if "score.bias" in missing:
         nn.init.zeros_(network.score.bias)
     heads = {"language": _language_head(network, source)} if language else {}
-    return _model(network, dtype, lora, learned, heads)
+    model = _model(network, dtype, lora, learned, heads, num_adapters)
+    if num_adapters > 1:
+        network.score.requires_grad_(False)
+        for name in adapter_names(num_adapters):
+            model.heads[f"reward_{name}"] = _begin(copy.deepcopy(network.score))
+        model.use(adapter_names(num_adapters)[0])
+    return model
+
+
+def adapter_names(num: int) -> tuple[str, ...]:
+    """What the adapters of one model are called; PEFT takes a bare number for that of a layer."""
+    return tuple(f"member{index}" for index in range(num)) if num > 1 else ("default",)
+
+
+def _begin(head: nn.Linear) -> nn.Linear:
+    """Draw a reward head's weights anew."""
+    nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))  # Stiennon et al. 2020, appendix B.1
+    return head
 
 
 def _language_head(network: Any, source: ModelSource) -> nn.Linear:
@@ -144,6 +162,7 @@ def _model(
     lora: LoRASettings | None,
     learned: Mapping[str, Tensor] | None = None,
     heads: Mapping[str, nn.Linear] | None = None,
+    num_adapters: int = 1,
 ) -> Model:
     """Cast what computes to `dtype`. A reward head and adapters stay fp32; with adapters the rest is frozen."""
     device = best_device()
@@ -157,17 +176,21 @@ def _model(
     model = Model(network, heads, {name: value.to(device) for name, value in (learned or {}).items()})
     if lora is not None and lora.rank:
         model.heads.requires_grad_(False)
-        model.adapter = _add_adapter(network, lora)
+        model.adapter = _add_adapters(network, lora, adapter_names(num_adapters))
     return model
 
 
-def _add_adapter(network: Any, lora: LoRASettings) -> Any:
+def _add_adapters(network: Any, lora: LoRASettings, names: Sequence[str]) -> Any:
+    """PEFT's wrapper with one adapter, or several that compute one at a time."""
     from peft import LoraConfig, get_peft_model
 
     body = network.base_model
     prefix = network.base_model_prefix + "."
     targets = [prefix + name for name, module in body.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    adapter = get_peft_model(network, LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets))
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)
+    adapter = get_peft_model(network, config, names[0])
+    for name in names[1:]:
+        adapter.add_adapter(name, copy.copy(config))
     for name, p in network.named_parameters():
         if name.startswith("score."):
             p.requires_grad_(True)  # a reward head is trained in full, with or without adapters

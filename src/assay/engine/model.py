@@ -29,8 +29,8 @@ class Model(nn.Module):
 
     `heads` maps "value" and "reward" to linear layers computed in fp32; a classifier's own `score` layer serves as
     "reward". A reward head has one number, or several (`outputs`). A classifier can be given a "language" head, which
-    makes logits. `learned` are numbers that a loss learns beside
-    the weights, such as the threshold of a tie.
+    makes logits. `learned` are numbers that a loss learns beside the weights, such as the threshold of a tie. Several
+    adapters have a reward head each, "reward_NAME", and `use` says which of them computes.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class Model(nn.Module):
         self.learned = nn.ParameterDict({name: nn.Parameter(value) for name, value in (learned or {}).items()})
         self.temperature = 1.0
         self.adapter: Any = None  # PEFT's wrapper of the network, if adapters were added
+        self.active = ""  # which of several adapters computes
         self.num_tokens = 0  # computed by the last forward pass
         fuse_norms(network)
         check_logits(network)
@@ -66,11 +67,21 @@ class Model(nn.Module):
 
     def head(self, name: str) -> nn.Linear:
         """The head of that name."""
+        name = f"{name}_{self.active}" if name == "reward" and self.active else name
         if name in self.heads:
             return cast(nn.Linear, self.heads[name])
         if name == "reward" and hasattr(self.network, "score"):
             return self.network.score
         raise KeyError(f"the model has no {name} head")
+
+    def use(self, adapter: str) -> None:
+        """Compute with this one of several adapters and its head from now on; no other can be trained meanwhile."""
+        if adapter == self.active:
+            return
+        self.adapter.set_adapter(adapter)
+        self.active = adapter
+        for name, head in self.heads.items():
+            head.requires_grad_(name == f"reward_{adapter}")
 
     def pack(self, batch: TokenBatch) -> Packed:
         """Rows as this family takes them."""

@@ -9,20 +9,23 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
 
 from assay.records import Prompt, Response
-from assay.rewards.model import RewardModel
+from assay.rewards.adapters import AdapterEnsemble, adapter_folders, base_of, plain_members
+from assay.rewards.model import Reward, RewardModel
+from assay.rewards.opening import open_reward
 from assay.settings import InputError
 
+Trained = RewardModel | AdapterEnsemble
 TOLERANCE = 1e-4  # of rewards around 1, relative above
 ROUNDING = 0.02  # bf16 adapters: the spread that merging alone makes
 
 
-def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: RewardModel | None = None) -> str:
+def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: Trained | None = None) -> str:
     """Reload `folder` through plain transformers and compare, for batches of one and many and both paddings.
 
     With `trained`, the model that was saved, its rewards are compared too, computed in the type it was trained in.
     Returns a sentence with the largest difference between ours and plain transformers; raises InputError above 1e-4.
     """
-    saved = RewardModel.from_pretrained(str(folder), dtype="float32")
+    saved = open_reward(str(folder), dtype="float32")
     ours = saved.outputs(conversations)
     if trained is not None:
         _compare_trained(folder, conversations, trained)
@@ -39,17 +42,17 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], train
     return f"verified: plain transformers gives the saved model's rewards, largest difference {worst:.1e}"
 
 
-def _compare_trained(folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: RewardModel) -> None:
+def _compare_trained(folder: Path, conversations: Sequence[tuple[Prompt, Response]], trained: Trained) -> None:
     """The saved weights must give, computed as in training, what the trained model gives.
 
     Adapters merged into rounded weights cannot: there the spread of the differences must be small beside the rewards'.
     """
     learner = trained.learner
     dtype: Any = str(next(learner.model.network.parameters()).dtype).removeprefix("torch.")
-    reloaded = RewardModel.from_pretrained(str(folder), dtype=dtype, token_budget=learner.token_budget)
-    saved = reloaded.outputs(conversations)
+    saved = open_reward(str(folder), dtype=dtype, token_budget=learner.token_budget).outputs(conversations)
     errors = saved - trained.outputs(conversations)
-    if learner.model.adapter is None or dtype == "float32":
+    merged = learner.model.adapter is not None and not isinstance(trained, AdapterEnsemble)
+    if not merged or dtype == "float32":
         found, bound = float(errors.abs().max()), TOLERANCE * max(1.0, float(saved.abs().max()))
     else:
         found, bound = _spread(errors), max(0.1 * _spread(saved), ROUNDING)
@@ -72,23 +75,36 @@ def plain_outputs(
     *,
     batch_size: int,
     padding_side: str,
-    saved: RewardModel | None = None,
+    saved: Reward | None = None,
 ) -> Tensor:
     """[B, L] the numbers as a user without this package would compute them, in fp32.
 
-    Numbers at tokens are pooled as `saved` does it: transformers knows nothing of that.
+    Numbers at tokens are pooled as `saved` does it: transformers knows nothing of that. Of an ensemble of adapters each
+    is a column, and a network that plain PEFT loads.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side=padding_side)
-    at_tokens = saved is not None and saved.pooling is not None
-    kind = AutoModelForTokenClassification if at_tokens else AutoModelForSequenceClassification
-    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
+    if adapter_folders(str(folder)):
+        members = plain_members(folder)
+        return torch.cat([_numbers(network, tokenizer, conversations, batch_size) for network in members], -1)
+    pooled = saved if isinstance(saved, RewardModel) and saved.pooling is not None else None
+    kind = AutoModelForSequenceClassification if pooled is None else AutoModelForTokenClassification
+    return _numbers(kind.from_pretrained(folder, dtype=torch.float32), tokenizer, conversations, batch_size, pooled)
+
+
+def _numbers(
+    network: Any,
+    tokenizer: Any,
+    conversations: Sequence[tuple[Prompt, Response]],
+    batch_size: int,
+    pooled: RewardModel | None = None,
+) -> Tensor:
     found: list[Tensor] = []
     for first in range(0, len(conversations), batch_size):
         rows = [_ids(tokenizer, *conversation) for conversation in conversations[first : first + batch_size]]
         inputs = tokenizer.pad({"input_ids": rows}, return_tensors="pt")
-        logits = model(**inputs).logits
-        if saved is not None and saved.pooling is not None:
-            logits = _pooled(logits, inputs["attention_mask"], conversations[first : first + batch_size], saved)
+        logits = network.eval()(**inputs).logits
+        if pooled is not None:
+            logits = _pooled(logits, inputs["attention_mask"], conversations[first : first + batch_size], pooled)
         found.append(logits)
     return torch.cat(found)
 
@@ -117,4 +133,4 @@ def _ids(tokenizer: Any, prompt: Prompt, response: Response) -> list[int]:
 
 def _is_rotary(folder: Path) -> bool:
     """Whether positions are relative, so that padding on the left changes nothing."""
-    return "rope" in (folder / "config.json").read_text()
+    return "rope" in (base_of(folder) / "config.json").read_text()

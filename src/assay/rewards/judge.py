@@ -21,7 +21,6 @@ from assay.engine.model import context
 from assay.records import Comparison, Message, Prompt, Response, reply, user_prompt
 from assay.rewards.endpoint import LETTERS, Endpoint
 from assay.rewards.language import load_language_model
-from assay.rewards.principles import Principle
 from assay.settings import InputError
 from assay.shapes import PairFloat
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -126,10 +125,10 @@ class Judge:
         return Judgement(opinions[[places[q] for q in forward]], -opinions[[places[q] for q in back]])
 
 
-def opinions(judge: Judge, pairs: Sequence[Comparison], principles: Sequence[Principle]) -> Tensor:
-    """[N, K, 2] what the judge thinks of N pairs under each of K principles, as `salmon.build_preferences` takes it."""
+def opinions(judge: Judge, pairs: Sequence[Comparison], criteria: Sequence[str]) -> Tensor:
+    """[N, K, 2] what the judge thinks of N pairs by each of K criteria, as `salmon.build_preferences` takes it."""
     columns = [[c.prompt for c in pairs], [c.responses[0] for c in pairs], [c.responses[1] for c in pairs]]
-    return torch.stack([replace(judge, criterion=p.text).compare(*columns).both for p in principles], 1)
+    return torch.stack([replace(judge, criterion=criterion).compare(*columns).both for criterion in criteria], 1)
 
 
 def quote(text: str) -> str:

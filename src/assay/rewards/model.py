@@ -118,7 +118,7 @@ class RewardModel(Reward):
         model = load_reward(source, dtype=dtype, num_outputs=None if readout else 1, at_tokens=pooling is not None)
         learner = Learner(model, token_budget=token_budget)
         pool = None if pooling is None else Pooling(**pooling)
-        return cls(learner, encoder, name=name, readout=_readout(readout), pooling=pool)
+        return cls(learner, encoder, name=name, readout=readout_of(readout), pooling=pool)
 
     @property
     def context(self) -> int:
@@ -186,7 +186,7 @@ def read_facts(folder: Path) -> dict[str, Any]:
     return json.loads((folder / FINGERPRINT).read_text()) if (folder / FINGERPRINT).exists() else {}
 
 
-def _readout(told: Mapping[str, Any]) -> Readout:
+def readout_of(told: Mapping[str, Any]) -> Readout:
     """From JSON, where tuples are lists."""
     fields: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
     return Readout(**fields)

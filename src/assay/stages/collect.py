@@ -14,6 +14,7 @@ from assay.feedback.read import read_comparisons, read_prompts
 from assay.feedback.write import write_records
 from assay.records import Comparison, text_of
 from assay.rewards.judge import check_judge
+from assay.rewards.principles import read_principles
 from assay.settings import InputError
 from assay.stages.common import load_oracle, open_run, read
 from assay.stages.judging import label
@@ -26,6 +27,8 @@ def run(config: CollectConfig) -> tuple[Comparison, ...]:
     place = open_run(config.run)
     if config.criterion and not config.judge:
         raise InputError("--criterion is what a judge goes by: name one with --judge, or leave it out")
+    if config.principles and (config.criterion or not config.judge):
+        raise InputError("--principles: a judge is asked by each of them; name one with --judge, and no --criterion")
     found, facts = judged(config) if config.judge else (collected(config), {})
     place.path.mkdir(parents=True, exist_ok=True)
     place.write_config(plain(config), "collect")
@@ -50,13 +53,14 @@ def judged(config: CollectConfig) -> tuple[tuple[Comparison, ...], dict[str, Any
     An imported label stays in `meta`, as "imported_preference" of the first answer and "imported_annotator".
     """
     check_judge(config.judge)  # an error here, not after everything is sampled
+    principles = read_principles(config.principles) if config.principles else ()
     if config.feedback.path:
         pairs = [_without_label(pair) for pair in import_feedback(config)]
         data, flag = config.feedback, "feedback"
     else:
         pairs = [Comparison(prompt=prompt, responses=(a, b)) for prompt, a, b in sample_pairs(config)]
         data, flag = config.prompts, "prompts"
-    found, findings = label(config, pairs, data, flag)
+    found, findings = label(config, pairs, data, flag, principles)
     return found, {"judge": config.judge, "findings": [finding.to_json() for finding in findings]}
 
 

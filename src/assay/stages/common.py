@@ -9,18 +9,19 @@ from typing import Any, TypeVar
 import torch
 
 from assay.config import DataSettings, PolicyConfig, RewardUse
-from assay.engine.catalog import resolve_model
+from assay.engine.catalog import hash_of_folder, resolve_model
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Prompt, Record, Response
 from assay.report.run import RunDirectory
-from assay.rewards.ensemble import names_of, open_reward
+from assay.rewards.adapters import adapter_folders
 from assay.rewards.implicit import PREFIX, ImplicitSource
 from assay.rewards.instructed import Instructed
 from assay.rewards.model import Reward
+from assay.rewards.opening import names_of, open_reward
 from assay.rewards.rules import load, to_field
 from assay.settings import InputError
 from assay.stages.progress import say
-from assay.tokens.chat import Encoded
+from assay.tokens.chat import Encoded, SpecialText
 
 Item = TypeVar("Item")
 
@@ -83,6 +84,8 @@ def hash_of_rewards(name: str, config: RewardUse) -> str:
 
 def _weights_of(name: str) -> str:
     """The hash of a model's folder; of both and the scale where a policy and its reference are the reward."""
+    if folders := adapter_folders(name):
+        return "+".join(hash_of_folder(str(folder)) for folder in folders)
     if not name.startswith(PREFIX):
         return hash_of_folder(resolve_model(name).path)
     source = ImplicitSource.parse(name)
@@ -91,18 +94,33 @@ def _weights_of(name: str) -> str:
 
 
 def keep_fitting(
-    items: Iterable[tuple[Item, Sequence[Encoded]]], limit: int, data: DataSettings, flag: str = "data"
+    records: Iterable[Item],
+    encode: Callable[[Item], Sequence[Encoded]],
+    limit: int,
+    data: DataSettings,
+    flag: str = "data",
 ) -> list[tuple[Item, Sequence[Encoded]]]:
-    """Items whose conversations all fit `limit` tokens. Others are an error, or dropped and counted if so asked."""
-    kept, long, longest, unshared = [], 0, 0, 0
-    for item, encoded in items:
+    """Records whose conversations all fit `limit` tokens. Others are an error, or dropped and counted if so asked.
+
+    So are records with a text that spells out a special token.
+    """
+    kept: list[tuple[Item, Sequence[Encoded]]] = []
+    long, longest, special, unshared = 0, 0, 0, 0
+    for record in records:
+        try:
+            encoded = encode(record)
+        except SpecialText as error:
+            if data.on_bad == "error":
+                raise InputError(f"{data.path}: {error}, or drop and count it with --{flag}.on_bad skip") from None
+            special += 1
+            continue
         size = max(conversation.num_tokens for conversation in encoded)
         longest = max(longest, size)
         if size > limit:
             long += 1
             continue
         unshared += sum(not conversation.shared for conversation in encoded)
-        kept.append((item, encoded))
+        kept.append((record, encoded))
     if long and data.too_long == "error":
         raise InputError(
             f"{data.path}: {long} of {len(kept) + long} records are longer than {limit} tokens (the longest has "
@@ -110,6 +128,8 @@ def keep_fitting(
         )
     if long:
         say(f"{data.path}: dropped {long} of {len(kept) + long} records longer than {limit} tokens")
+    if special:
+        say(f"{data.path}: dropped {special} records whose text spells out a special token")
     if unshared:
         say(f"{data.path}: {unshared} answers do not share their prompt: its ids change when the answer follows")
     if not kept:
@@ -145,14 +165,3 @@ def hash_of_rule(told: str) -> list[str]:
     """A rule as it was named, and 16 hexadecimal digits of its file's content."""
     path = Path(told.rpartition("*")[2].rpartition(":")[0])
     return [told, hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
-
-
-def hash_of_folder(folder: str) -> str:
-    """16 hexadecimal digits of a model folder's weights and settings."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).glob("*")):
-        if path.suffix in (".safetensors", ".json", ".jinja"):
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()[:16]

@@ -20,6 +20,7 @@ from assay.stages.held_out import compared, pairs_of
 from assay.stages.judgements import Item, Judgement
 from assay.stages.progress import say
 from assay.stages.scoring import score_pairs
+from assay.tokens.chat import Encoded
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,10 +58,13 @@ def label_itself(
     fitting: Fitting, seed: Sequence[Item], pool: Pool, tested: Sequence[Item], anew: Callable[[], RewardModel]
 ) -> RewardModel:
     """Loops of labelling, choosing and refitting, from the model fitted to the seed; each is told and kept."""
-    encode = fitting.reward.encode
+
+    def encoded(pair: Comparison) -> list[Encoded]:
+        return [fitting.reward.encode((pair.prompt, response)) for response in pair.responses]
+
     limit = min(fitting.reward.context, fitting.config.max_tokens or fitting.reward.context)
     data = fitting.config.data
-    items = keep_fitting(((c, [encode((c.prompt, r)) for r in c.responses]) for c in pool.pairs), limit, data)
+    items = keep_fitting(pool.pairs, encoded, limit, data)
     kept: list[dict[str, object]] = [{"loop": 0, **_accuracy(fitting.reward, tested)}]
 
     def fit(model: RewardModel | None, chosen: Sequence[Item]) -> RewardModel:

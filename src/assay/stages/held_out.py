@@ -11,8 +11,9 @@ from assay.audit.table import FloatArray, ScoredPairs
 from assay.records import Comparison, Ranking, Rating
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.likelihoods import Likelihood
-from assay.rewards.model import RewardModel
-from assay.stages.judgements import Item, collator, sign_of_order
+from assay.rewards.likelihoods.annotators import sign_of_order
+from assay.rewards.model import Reward, RewardModel
+from assay.stages.judgements import Item, collator
 from assay.stages.progress import say
 from assay.stages.scoring import of_objective, score_pairs
 from assay.tokens.chat import Encoded
@@ -21,7 +22,7 @@ MIN_CALIBRATION = 40  # pairs
 
 
 def summarise(
-    reward: RewardModel,
+    reward: Reward,
     likelihood: Likelihood,
     items: Sequence[Item],
     place: RunDirectory,
@@ -92,7 +93,7 @@ def compared(scored: ScoredPairs) -> dict[str, Estimate]:
     return found
 
 
-def rated(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
+def rated(reward: Reward, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
     """How rewards and ratings go together; for good or bad, accuracy beside the more frequent class."""
     ratings = [judgement for judgement, _ in items if isinstance(judgement, Rating)]
     prompts = np.array([r.prompt.id for r in ratings])
@@ -110,8 +111,9 @@ def rated(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) ->
     return found
 
 
-def placed(reward: RewardModel, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
+def placed(reward: Reward, likelihood: Likelihood, items: Sequence[Item]) -> dict[str, Estimate]:
     """Steps told right from wrong, and the first wrong one found; spans of each kind told from other tokens."""
+    assert isinstance(reward, RewardModel)  # no ensemble reads at tokens
     numbers = reward.token_numbers([encoded for _, (encoded,) in items])
     batch = collator(reward.encoder, likelihood)(list(items))
     rows, tokens = (part.numpy() for part in batch.mask.nonzero(as_tuple=True))

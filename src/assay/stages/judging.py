@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import torch
@@ -13,42 +14,60 @@ from assay.config import CollectConfig, DataSettings
 from assay.records import Comparison, Finding
 from assay.rewards.judge import Judge, Judgement, LanguageModel, open_judge, opinions
 from assay.rewards.principles import Principle
+from assay.rewards.salmon import DISCLAIMER, build_preferences
 from assay.settings import InputError
 from assay.stages.common import keep_fitting
 from assay.stages.progress import bar, say
+from assay.tokens.chat import Encoded
 
 PAIRS_AT_ONCE = 64
 
 
 def label(
-    config: CollectConfig, pairs: Sequence[Comparison], data: DataSettings, flag: str
+    config: CollectConfig,
+    pairs: Sequence[Comparison],
+    data: DataSettings,
+    flag: str,
+    principles: Sequence[Principle] = (),
 ) -> tuple[tuple[Comparison, ...], list[Finding]]:
-    """The pairs with the judge's preferences in place of theirs, and how far its two orders agree, printed too."""
+    """The pairs with the judge's preferences in place of theirs, and how far its two orders agree, printed too.
+
+    With principles it is asked by each of them, and pairs are labelled under drawn sets (`assay.rewards.salmon`).
+    """
     if not pairs:
         raise InputError("there is no pair to judge")
-    judge = open_judge(config.judge, criterion=config.criterion, dtype=config.dtype, token_budget=config.token_budget)
-    if isinstance(judge.model, LanguageModel):
-        asked = ((pair, judge.model.encode(judge.question(pair.prompt, *pair.responses))) for pair in pairs)
-        pairs = [pair for pair, _ in keep_fitting(asked, judge.model.context, data, flag)]
-    judgement = compare(judge, pairs)
-    found = consistency(judgement.both[:, None], [judge.name], pairs)
+    longest = max((p.text for p in principles), key=len, default=config.criterion)
+    judge = open_judge(config.judge, criterion=longest, dtype=config.dtype, token_budget=config.token_budget)
+    if isinstance(model := judge.model, LanguageModel):
+
+        def asked(pair: Comparison) -> tuple[Encoded, Encoded]:
+            return model.encode(judge.question(pair.prompt, *pair.responses))
+
+        pairs = [pair for pair, _ in keep_fitting(pairs, asked, model.context, data, flag)]
+    judgements = opinions_of(judge, pairs, [p.text for p in principles] or [judge.criterion])
+    found = consistency(judgements, [p.name for p in principles] or [judge.name], pairs)
     for finding in found:
         say(f"{finding.probe}: {finding.value:.3f}  {finding.message}, n = {finding.n}")
     if judge.model.num_unread:
-        say(f"{judge.model.num_unread} of {2 * len(pairs)} replies had neither letter and count as no opinion")
-    return labelled(judge, pairs, judgement), found
+        asked_for = 2 * len(pairs) * max(1, len(principles))
+        say(f"{judge.model.num_unread} of {asked_for} replies had neither letter and count as no opinion")
+    if not principles:
+        return labelled(judge, pairs, Judgement(judgements[:, 0, 0], judgements[:, 0, 1])), found
+    rng = Random(config.seed)
+    made = build_preferences(pairs, judgements, principles, config.aggregation, rules=(DISCLAIMER,), rng=rng)
+    if not made:
+        raise InputError(f"{judge.name} has no opinion that both orders share: nothing can be learned from it")
+    return tuple(replace(c, annotator=judge.name, source="judge") for c in made), found
 
 
-def compare(judge: Judge, pairs: Sequence[Comparison]) -> Judgement:
-    """The judge's opinion of each pair, with a bar."""
-    found: list[Judgement] = []
+def opinions_of(judge: Judge, pairs: Sequence[Comparison], criteria: Sequence[str]) -> Tensor:
+    """[N, K, 2] the judge's log-odds in both orders by each criterion, with a bar."""
+    found: list[Tensor] = []
     with bar("judging", len(pairs)) as progress:
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
-            part = pairs[first : first + PAIRS_AT_ONCE]
-            firsts, seconds = zip(*(pair.responses for pair in part), strict=True)
-            found.append(judge.compare([pair.prompt for pair in part], firsts, seconds))
-            progress.update(first + len(part), {})
-    return Judgement(torch.cat([part.d12 for part in found]), torch.cat([part.d21 for part in found]))
+            found.append(opinions(judge, pairs[first : first + PAIRS_AT_ONCE], criteria))
+            progress.update(min(first + PAIRS_AT_ONCE, len(pairs)), {})
+    return torch.cat(found)
 
 
 def labelled(judge: Judge, pairs: Sequence[Comparison], judgement: Judgement) -> tuple[Comparison, ...]:
@@ -64,11 +83,6 @@ def labelled(judge: Judge, pairs: Sequence[Comparison], judgement: Judgement) ->
         )
         for pair, log_odds, parts in zip(pairs, judgement.log_odds.tolist(), judgement.both.tolist(), strict=True)
     )
-
-
-def principle_consistency(judge: Judge, pairs: Sequence[Comparison], principles: Sequence[Principle]) -> list[Finding]:
-    """How far the judge agrees with itself under each principle: what to look at before its labels are used."""
-    return consistency(opinions(judge, pairs, principles), [principle.name for principle in principles], pairs)
 
 
 def consistency(judgements: Tensor, names: Sequence[str], pairs: Sequence[Comparison]) -> list[Finding]:

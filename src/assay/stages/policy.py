@@ -10,7 +10,7 @@ import torch
 from assay.audit.run import Audit
 from assay.batch import TokenBatch
 from assay.config import DataSettings, PolicyConfig, plain
-from assay.engine.catalog import load_tokenizer, resolve_model
+from assay.engine.catalog import hash_of_folder, load_tokenizer, resolve_model
 from assay.engine.export import export
 from assay.engine.learner import AdapterOff, Learner
 from assay.engine.load import load_policy
@@ -25,7 +25,6 @@ from assay.settings import InputError
 from assay.stages.common import (
     data_columns,
     hash_of,
-    hash_of_folder,
     hash_of_rewards,
     hash_of_rule,
     keep_fitting,
@@ -233,7 +232,7 @@ def _shuffled(
         return [encoder.completion(record.prompt, answer) for answer in answers]
 
     flag = "data" if name == "main" else f"streams.{name}"
-    items = keep_fitting(((record, encoded(record)) for record in stream.records), limit, stream.data, flag)
+    items = keep_fitting(stream.records, encoded, limit, stream.data, flag)
 
     def single(items: list[tuple[Any, Sequence[Encoded]]]) -> TokenBatch:
         return collate([rows for _, rows in items], encoder.tokenizer.pad_token_id)

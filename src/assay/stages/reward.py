@@ -8,76 +8,87 @@ import torch
 
 from assay.config import RewardConfig
 from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
-from assay.engine.learner import Learner
-from assay.engine.load import load_reward
+from assay.engine.learner import Learner, OneAdapter
+from assay.engine.load import adapter_names, load_reward
 from assay.engine.optimizer import FlatAdamW
 from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
 from assay.records import Rating, SpanLabels
 from assay.report.run import RunDirectory
-from assay.rewards.contract import verify
-from assay.rewards.likelihoods import Annotators, Likelihood, Opinions, PerObjective, WithLanguage
-from assay.rewards.likelihoods.dense import Spans
+from assay.rewards.adapters import AdapterEnsemble
+from assay.rewards.contract import Trained, verify
+from assay.rewards.likelihoods import Likelihood, Opinions, PerObjective, WithLanguage
+from assay.rewards.likelihoods.several import bootstrap_weights
 from assay.rewards.model import RewardModel
+from assay.rewards.readout import Readout
 from assay.settings import InputError
 from assay.stages.common import hash_of, hash_of_folder, open_run
 from assay.stages.evolving import find_pool, label_itself
 from assay.stages.fitting import Fitting
 from assay.stages.held_out import pairs_of, summarise
-from assay.stages.judgements import (
-    Item,
-    annotators_of,
-    answers_of,
-    collator,
-    encode,
-    kinds_of,
-    objectives_of,
-    read_judgements,
-)
+from assay.stages.judgements import Item, answers_of, collator, encode, key_of, objectives_of, read_judgements
 from assay.stages.progress import say
 from assay.tokens.chat import Encoder
 
 MAX_LISTED = 20  # annotators
 
 
-def run(config: RewardConfig) -> RewardModel:
+def run(config: RewardConfig) -> Trained:
     """Train, save, prove the saved model, and print what it gets right on held-out feedback."""
     place = open_run(config.run)
     check_pairs_only(config)
     judgements = read_judgements(config.likelihood, config.data)
     train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
+    known = config.likelihood.knowing(train)
     train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1)
     train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
-    annotators = annotators_of(train, config.data.path) if "annotator" in config.likelihood.columns else ()
-    likelihood = of_several(config, objectives, annotators, kinds_of(train))
+    likelihood = of_several(config, known, objectives)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
-    reward = new_model(config, likelihood, source, encoder)
+    models = new_models(config, likelihood, source, encoder)
+    reward = models[0]
     limit = min(reward.context, config.max_tokens or reward.context)
     items, tested, checked = (
         encode(part, reward.encode, limit, config.data) if part else [] for part in (train, held_out, validation)
     )
-    collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else (), annotators)
+    collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else ())
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     others = f", {len(checked)} choose the epoch" if checked else ""
     say(f"training on {len(items)} {kind}; {len(tested)} {kind} of other prompts are held out{others}")
     if gaps := describe_gaps([judgement for judgement, _ in items], likelihood.data):
         say(gaps)
-    fitting.fit(items, checked)
+    if len(models) > 1:
+        reward = fit_adapters(fitting, models, items, checked)
+    else:
+        fitting.fit(items, checked)
     keep_held_out(tested, place)
     if pool:
-        reward = label_itself(fitting, items, pool, tested, lambda: new_model(config, likelihood, source, encoder))
+        reward = label_itself(fitting, items, pool, tested, lambda: new_models(config, likelihood, source, encoder)[0])
     facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}
-    finish(replace(fitting, reward=reward), items, tested, {**facts, "trained_on": hash_of(train)})
+    finish(fitting, reward, items, tested, {**facts, "trained_on": hash_of(train)})
     return reward
 
 
-def finish(fitting: Fitting, items: Sequence[Item], tested: Sequence[Item], facts: Mapping[str, Any]) -> None:
+def fit_adapters(
+    fitting: Fitting, models: Sequence[RewardModel], items: Sequence[Item], validation: Sequence[Item]
+) -> AdapterEnsemble:
+    """Each adapter and its head on a bootstrap of its own, one after the other."""
+    keys = torch.tensor([key_of(judgement) for judgement, _ in items])
+    for index, member in enumerate(models):
+        times = bootstrap_weights(keys, index).tolist()
+        drawn = [item for item, num in zip(items, times, strict=True) for _ in range(num)]
+        replace(fitting, reward=member).fit(drawn, validation, name=f"reward-adapter-{index}")
+    return AdapterEnsemble(models, Readout(kind="ensemble"), name=str(fitting.place.reward))
+
+
+def finish(
+    fitting: Fitting, reward: Trained, items: Sequence[Item], tested: Sequence[Item], facts: Mapping[str, Any]
+) -> None:
     """Save the model, prove that what was saved is it, and tell what it gets right on held-out feedback."""
-    config, reward, place = fitting.config, fitting.reward, fitting.place
+    config, place = fitting.config, fitting.place
     learned = {name: value.detach().cpu() for name, value in reward.learner.model.learned.items()}
     told = fitting.likelihood.told(learned)
     reward.save(place.reward, {**facts, **({"annotators": told} if told else {})})
@@ -91,8 +102,10 @@ def finish(fitting: Fitting, items: Sequence[Item], tested: Sequence[Item], fact
     say(f"reward model: {place.reward}")
 
 
-def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource, encoder: Encoder) -> RewardModel:
-    """The base with a fresh head, and its optimiser."""
+def new_models(
+    config: RewardConfig, likelihood: Likelihood, source: ModelSource, encoder: Encoder
+) -> list[RewardModel]:
+    """The base with a fresh head and its optimiser; one for each adapter, all on one body."""
     torch.manual_seed(config.seed)
     model = load_reward(
         source,
@@ -103,13 +116,25 @@ def new_model(config: RewardConfig, likelihood: Likelihood, source: ModelSource,
         learned=likelihood.learned,
         language=config.language_coef > 0,
         at_tokens=likelihood.pooling is not None,
+        num_adapters=config.adapters,
     )
     model.config.pad_token_id = encoder.tokenizer.pad_token_id
     if config.ids.beta:  # labels move towards the reward that training starts from: let it have no opinion
         torch.nn.init.zeros_(model.head("reward").weight)
-    optimiser = FlatAdamW(model.named_parameters(), lr=config.optimiser.lr, weight_decay=config.optimiser.weight_decay)
-    learner = Learner(model, optimiser, token_budget=config.token_budget)
-    return RewardModel(learner, encoder, name=config.model, readout=likelihood.readout, pooling=likelihood.pooling)
+
+    def optimiser() -> FlatAdamW:
+        settings = config.optimiser
+        return FlatAdamW(model.named_parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+
+    if config.adapters > 1:
+        learners: list[Learner] = []
+        for adapter in adapter_names(config.adapters):
+            model.use(adapter)
+            learners.append(OneAdapter(model, adapter, optimiser(), token_budget=config.token_budget))
+    else:
+        learners = [Learner(model, optimiser(), token_budget=config.token_budget)]
+    told = {"readout": likelihood.readout, "pooling": likelihood.pooling}
+    return [RewardModel(learner, encoder, name=config.model, **told) for learner in learners]
 
 
 def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
@@ -131,31 +156,29 @@ def check_pairs_only(config: RewardConfig) -> None:
     named = [name for name, given in settings.items() if given]
     if named and config.likelihood.data != "comparisons":
         raise InputError(f"--{named[0]} needs comparisons, and {config.likelihood.name} reads {config.likelihood.data}")
+    if config.adapters > 1:
+        if not config.lora.rank:
+            raise InputError("--adapters needs --lora.rank, the rank that each adapter has")
+        others = ["heads"] if config.heads > 1 else [name for name in named if name != "language_coef"]
+        if others:
+            raise InputError(f"--adapters with --{others[0]}: an ensemble is of adapters alone; leave one of them out")
     if config.validation and ("labelled" in named or "unlabelled.path" in named):
         raise InputError(f"--validation with --{named[-1]}: a loop has no epoch to choose; leave --validation out")
 
 
-def of_several(
-    config: RewardConfig, objectives: Sequence[str], annotators: Sequence[str] = (), kinds: Sequence[str] = ()
-) -> Likelihood:
-    """The chosen likelihood, for as many rewards as there are objectives or heads, with a language loss if asked."""
-    found: Likelihood = config.likelihood
-    if isinstance(found, Spans):
-        if found.kinds:
-            raise InputError("likelihood.kinds is filled from the feedback: leave it out")
-        found = replace(found, kinds=tuple(kinds))
-    if isinstance(found, Annotators):
-        if found.names:
-            raise InputError("likelihood.names is filled from the feedback: leave it out")
-        found = replace(found, names=tuple(annotators))
-    several = config.heads > 1 or len(objectives) > 1
-    if config.heads > 1 and len(objectives) > 1:
-        raise InputError("--heads with several --data.objectives: train an ensemble for each objective")
+def of_several(config: RewardConfig, found: Likelihood, objectives: Sequence[str]) -> Likelihood:
+    """The likelihood for as many rewards as there are objectives or heads, with a language loss if asked."""
+    opinions = max(config.heads, config.adapters)
+    several = opinions > 1 or len(objectives) > 1
+    if opinions > 1 and len(objectives) > 1:
+        raise InputError("an ensemble with several --data.objectives: train an ensemble for each objective")
+    if config.adapters > 1 and found.learned:
+        raise InputError(f"--adapters with {found.name}: it learns {', '.join(found.learned)}, and adapters share none")
     if several and (found.num_outputs > 1 or found.pooling is not None):
         raise InputError(f"{found.name} has {found.num_outputs} numbers for one reward: no heads or objectives fit it")
     if config.heads > 1:
         found = Opinions(inner=found, num=config.heads)
-    elif several:
+    elif len(objectives) > 1:
         found = PerObjective(inner=found, names=tuple(objectives))
     return WithLanguage(inner=found, coef=config.language_coef) if config.language_coef else found
 

@@ -116,8 +116,11 @@ def fitting(
     prompts: Sequence[Prompt], encoder: Encoder, room: int, data: DataSettings, flag: str
 ) -> tuple[Prompt, ...]:
     """The prompts of at most `room` tokens; others are an error, or dropped and counted, as `data` says."""
-    encoded = ((prompt, [Encoded(encoder.prompt(prompt), (), ())]) for prompt in prompts)
-    return tuple(prompt for prompt, _ in keep_fitting(encoded, room, data, flag))
+
+    def encode(prompt: Prompt) -> list[Encoded]:
+        return [Encoded(encoder.prompt(prompt), (), ())]
+
+    return tuple(prompt for prompt, _ in keep_fitting(prompts, encode, room, data, flag))
 
 
 def stop_ids(model: Model, encoder: Encoder) -> list[int]:

@@ -11,8 +11,9 @@ from assay.records import Message, Prompt, Response, user_prompt
 from assay.report.html import write_report
 from assay.report.run import write_text
 from assay.rewards import average as averages
+from assay.rewards.adapters import adapter_folders
 from assay.rewards.contract import verify
-from assay.rewards.ensemble import names_of
+from assay.rewards.opening import names_of
 from assay.settings import InputError
 from assay.stages.common import load_rewards, open_run, read, require
 from assay.stages.progress import console, say, table
@@ -49,8 +50,8 @@ def score(config: ScoreConfig) -> list[float]:
 
 def check(config: VerifyConfig) -> str:
     """Compare a saved reward model with plain transformers."""
-    source = resolve_model(require(config.reward, "reward", "a reward model's folder"))
-    found = verify(Path(source.path), probes())
+    name = require(config.reward, "reward", "a reward model's folder")
+    found = verify(Path(name if adapter_folders(name) else resolve_model(name).path), probes())
     say(found)
     return found
 

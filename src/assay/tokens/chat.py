@@ -36,6 +36,10 @@ class Encoded:
         return len(self.trunk) + len(self.ids)
 
 
+class SpecialText(InputError):
+    """A text that spells out a special token: its ids would say something else than it."""
+
+
 class Encoder:
     """Renders and tokenizes conversations for one tokenizer."""
 
@@ -204,7 +208,7 @@ class Encoder:
             )
         for message in (*prompt.messages, *response):
             if found := next((word for word in self.special if word in message.content), None):
-                raise InputError(
+                raise SpecialText(
                     f"prompt {prompt.id}: the {message.role}'s text contains {found}, which the tokenizer reads as a "
                     f"special token; take it out of the data"
                 )

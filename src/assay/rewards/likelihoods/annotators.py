@@ -1,17 +1,23 @@
 """A likelihood that tells people apart: how noisy each one is, and how much each favours what is shown first."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
 
 from assay.batch import TokenBatch
 from assay.losses import preference as losses
+from assay.records import Judged
 from assay.rewards.likelihoods.base import preferences
 from assay.rewards.likelihoods.comparisons import Compared
+from assay.settings import InputError
 from assay.shapes import PairFloat, RowInt
+from assay.tokens.chat import Encoded, Encoder
+
+SHOWN_FIRST: Mapping[Any, float] = {"chosen": 1.0, "rejected": -1.0}
+"""Which response was shown first -> the sign of a bias in favour of the first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +32,6 @@ class Annotators(Compared):
     """
 
     name: Literal["annotators"] = "annotators"
-    centring_coef: float = 0.01
     names: tuple[str, ...] = ()  # whose numbers are learned; filled from the feedback
     columns: ClassVar[Mapping[str, Any]] = {"annotator": RowInt, "shown_first": PairFloat}
 
@@ -34,6 +39,36 @@ class Annotators(Compared):
     def learned(self) -> dict[str, Tensor]:
         """The logarithms of the temperatures, and the biases, in the order of the names."""
         return {"log_temperature": torch.zeros(len(self.names)), "order_bias": torch.zeros(len(self.names))}
+
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """People who cannot be told apart, and orders that are no order."""
+        names = {judgement.annotator for judgement in judgements}
+        advice = "rows name theirs in `annotator`, or in `annotations`, which --data.objectives reads"
+        if "" in names:
+            num = sum(not judgement.annotator for judgement in judgements)
+            return f"{num} of {len(judgements)} judgements name no annotator: {advice}"
+        if len(names) < 2:
+            return f"all judgements are by {judgements[0].annotator!r}: there is nobody to tell apart; {advice}"
+        if wrong := [j for j in judgements if j.meta.get("shown_first") not in (None, *SHOWN_FIRST)]:
+            told = wrong[0].meta["shown_first"]
+            return f"{wrong[0].id}: shown_first={told!r}: write chosen or rejected, or leave it out"
+        return ""
+
+    def knowing(self, judgements: Sequence[Judged]) -> Self:
+        """The annotators in the order they first appear."""
+        if self.names:
+            raise InputError("likelihood.names is filled from the feedback: leave it out")
+        return replace(self, names=tuple(dict.fromkeys(judgement.annotator for judgement in judgements)))
+
+    def fill(
+        self, judgements: Sequence[Judged], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Who speaks, [B]; and the sign of a bias for what was shown first, [P]."""
+        place_of = {name: place for place, name in enumerate(self.names)}
+        sizes = torch.tensor([len(answers) for answers in encoded])
+        speakers = torch.tensor([place_of[judgement.annotator] for judgement in judgements])
+        signs = torch.tensor([sign_of_order(judgement) for judgement in judgements])
+        return {"annotator": speakers.repeat_interleave(sizes), "shown_first": signs}
 
     def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """Each annotator's temperature and order bias (in log-odds)."""
@@ -55,3 +90,8 @@ class Annotators(Compared):
             batch.shown_first.to(chosen.dtype),
             preference=preferences(batch, chosen),
         )
+
+
+def sign_of_order(judgement: Judged) -> float:
+    """1 where the chosen response was shown first, -1 where the other one was, 0 where nobody knows."""
+    return SHOWN_FIRST.get(judgement.meta.get("shown_first"), 0.0)

@@ -5,17 +5,19 @@ and named on the command line; a user's own is one class: its fields are its set
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from assay.algorithms.base import Data, Learners
 from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
+from assay.records import Judged
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.settings import Settings
+from assay.tokens.chat import Encoded, Encoder
 
 
 class Likelihood(Settings, ABC):
@@ -50,6 +52,28 @@ class Likelihood(Settings, ABC):
         """Where the numbers that are learned beside the model start; the loss finds them in `out.parameters`."""
         return {}
 
+    @property
+    def reading(self) -> Mapping[str, Any]:
+        """What the reader of its kind of feedback is told beside the usual."""
+        return {}
+
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Why it cannot learn from this feedback; '' where it can."""
+        return ""
+
+    def knowing(self, judgements: Sequence[Judged]) -> Self:
+        """Itself, its fields filled with what must be known of the feedback before a model is made."""
+        return self
+
+    def fill(
+        self, judgements: Sequence[Judged], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Columns of a batch that it declares and only it can make; `mask` [B, T] is the batch's own.
+
+        `encoded` holds the conversations of each judgement.
+        """
+        return {}
+
     def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """What the `learned` numbers say of people, by their name; of nobody unless a likelihood tells them apart."""
         return {}
@@ -80,3 +104,10 @@ def judged(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
 def preferences(batch: TokenBatch, like: Tensor) -> Tensor:
     """The batch's preferences; 1 where the data says nothing else."""
     return batch.preference if "preference" in batch else torch.ones_like(like)
+
+
+def all_alike(values: Sequence[float], what: str) -> str:
+    """Why labels of one class teach nothing; '' where they differ."""
+    if values and len(set(values)) == 1:
+        return f"all {len(values)} {what} are {values[0]:g}: there is nothing to tell apart"
+    return ""

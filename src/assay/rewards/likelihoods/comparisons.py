@@ -16,11 +16,11 @@ from assay.rewards.readout import Readout
 from assay.shapes import PairFloat
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compared(Likelihood):
     """Base of those that read one reward a response; a pair's mean reward, which they leave open, is centred."""
 
-    __slots__ = ()
-    centring_coef: float
+    centring_coef: float = 0.01  # pulls the mean reward of a pair to 0, which comparisons leave open
 
     @abstractmethod
     def nll(
@@ -44,7 +44,6 @@ class BradleyTerry(Compared):
 
     name: Literal["bradley_terry"] = "bradley_terry"
     label_smoothing: float = 0.0  # the rate at which labels are assumed to be flipped
-    centring_coef: float = 0.01  # pulls the mean reward of a pair to 0, which comparisons leave open
 
     def nll(
         self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
@@ -65,7 +64,6 @@ class Thurstone(Compared):
 
     name: Literal["thurstone"] = "thurstone"
     scale: float = 1.0  # the standard deviation of what one response is felt to be worth
-    centring_coef: float = 0.01
 
     def nll(
         self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
@@ -80,7 +78,6 @@ class RaoKupper(Compared):
 
     name: Literal["rao_kupper"] = "rao_kupper"
     threshold: float = 0.5  # where the threshold starts
-    centring_coef: float = 0.01
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -100,7 +97,6 @@ class Davidson(Compared):
 
     name: Literal["davidson"] = "davidson"
     nu: float = 0.5  # where nu starts
-    centring_coef: float = 0.01
 
     @property
     def learned(self) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
 """Likelihoods of feedback on places within a response: the head's numbers are read at every token."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 
 from assay.algorithms.base import Data
@@ -11,10 +13,14 @@ from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
 from assay.losses import dense as losses
 from assay.losses import preference
 from assay.losses.masked import masked_sum
-from assay.rewards.likelihoods.base import Likelihood, judged, preferences
-from assay.rewards.pooling import Pooling
+from assay.records import Judged, SpanLabels
+from assay.rewards.likelihoods.base import Likelihood, all_alike, judged, preferences
+from assay.rewards.likelihoods.ratings import Graded
+from assay.rewards.pooling import Pooling, span_tokens, step_ends
 from assay.rewards.readout import Readout
-from assay.shapes import PairFloat, RowFloat, TokenFloat, TokenLevels
+from assay.settings import InputError
+from assay.shapes import PairFloat, TokenFloat, TokenLevels
+from assay.tokens.chat import Encoded, Encoder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,31 @@ class Process(Likelihood):
         """The least probability over the ends of steps."""
         return Pooling(link="right", pool="min", separator=self.separator)
 
+    @property
+    def reading(self) -> Mapping[str, Any]:
+        """How steps become a text."""
+        return {"separator": self.separator}
+
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Steps that are all right, or all wrong."""
+        return all_alike([span.value for judgement in _labelled(judgements) for span in judgement.spans], "steps")
+
+    def fill(
+        self, judgements: Sequence[Judged], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """Labels at the ends of steps, and a mask of those alone; raises InputError where labels and ends differ."""
+        labels, ends = torch.zeros(mask.shape), torch.zeros_like(mask)
+        for row, (judgement, (answer,)) in enumerate(zip(_labelled(judgements), encoded, strict=True)):
+            found = step_ends(answer, encoder, self.separator)
+            if len(found) != len(judgement.spans):
+                raise InputError(
+                    f"{judgement.id}: {len(judgement.spans)} steps, but its tokens hold {self.separator!r} so that "
+                    f"there are {len(found)}: use another --likelihood.separator"
+                )
+            ends[row, found] = True
+            labels[row, found] = torch.tensor([span.value for span in judgement.spans])
+        return {"step_label": labels, "mask": ends}
+
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[TokenFloat, Metrics]:
         """Binary cross-entropy; the batch's mask holds the ends of steps alone."""
         logits = out.token_outputs[..., 0]
@@ -44,12 +75,10 @@ class Process(Likelihood):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome(Likelihood):
+class Outcome(Graded):
     """Whether a response is good, told at each of its tokens. Cobbe et al. 2021, arXiv:2110.14168, sec. 4.2."""
 
     name: Literal["outcome"] = "outcome"
-    data: ClassVar[Data] = "ratings"
-    columns: ClassVar[Mapping[str, Any]] = {"rating": RowFloat}
     reduction: ClassVar[Reduction] = "sequence"
     reads: ClassVar[tuple[str, ...]] = ("token_outputs",)
 
@@ -97,6 +126,30 @@ class Spans(Likelihood):
         """Minus the mean probability of an error."""
         return Pooling(link="wrong", pool="mean")
 
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Responses of which none has a span."""
+        spans = any(judgement.spans for judgement in _labelled(judgements))
+        return "" if spans else "no row has a span: there is nothing to learn to find"
+
+    def knowing(self, judgements: Sequence[Judged]) -> Self:
+        """The kinds, the most frequent first."""
+        if self.kinds:
+            raise InputError("likelihood.kinds is filled from the feedback: leave it out")
+        counts = Counter(span.name for judgement in _labelled(judgements) for span in judgement.spans)
+        return replace(self, kinds=tuple(name for name, _ in counts.most_common()))
+
+    def fill(
+        self, judgements: Sequence[Judged], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """[B, T, L] which tokens lie in a span of each kind; kinds that were not trained on are left out."""
+        place_of = {name: place for place, name in enumerate(self.kinds)}
+        found = torch.zeros(*mask.shape, len(self.kinds))
+        for row, judgement in enumerate(_labelled(judgements)):
+            told = [(span.start, span.end, place_of[span.name]) for span in judgement.spans if span.name in place_of]
+            here = span_tokens(encoder.places(judgement.prompt, judgement.response), told, len(self.kinds))
+            found[row, : len(here)] = here
+        return {"span": found}
+
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[TokenFloat, Metrics]:
         """Binary cross-entropy of each kind at every token, summed over kinds."""
         nll = losses.token_kinds(out.token_outputs, batch.span)
@@ -127,3 +180,7 @@ class TokenBradleyTerry(Likelihood):
         nll = preference.bradley_terry(chosen, rejected, preference=preferences(batch, chosen))
         metrics = {"nll": nll, **judged(chosen, rejected)}
         return nll + self.centring_coef * preference.centring(chosen, rejected), metrics
+
+
+def _labelled(judgements: Sequence[Judged]) -> list[SpanLabels]:
+    return [judgement for judgement in judgements if isinstance(judgement, SpanLabels)]

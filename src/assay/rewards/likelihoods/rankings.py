@@ -1,7 +1,7 @@
 """Likelihoods of an order of several responses to one prompt."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,18 +10,19 @@ import torch
 from assay.algorithms.base import Data
 from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
 from assay.losses import ranking as losses
+from assay.records import Judged, Ranking
 from assay.rewards.likelihoods.base import Likelihood
 from assay.shapes import GroupFloat, RankingBool, RankingFloat, RankingInt, RowInt
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ranked(Likelihood):
     """Base of the likelihoods below: a ranking's rows side by side, best first; `rank` [B], equal for ties."""
 
-    __slots__ = ()
     data: ClassVar[Data] = "rankings"
     columns: ClassVar[Mapping[str, Any]] = {"rank": RowInt}
     reduction: ClassVar[Reduction] = "ranking"
-    centring_coef: float
+    centring_coef: float = 0.01  # pulls the mean reward of a ranking to 0, which an order leaves open
 
     @abstractmethod
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
@@ -42,7 +43,16 @@ class PlackettLuce(Ranked):
     """Each place goes to one of those left, by softmax of their rewards. Plackett 1975; Luce 1959."""
 
     name: Literal["plackett_luce"] = "plackett_luce"
-    centring_coef: float = 0.01
+
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Ties."""
+        tied = [r for r in judgements if isinstance(r, Ranking) and r.tied]
+        if not tied:
+            return ""
+        return (
+            f"{len(tied)} of {len(judgements)} rankings have ties (the first: {tied[0].id}), and Plackett-Luce needs "
+            f"one order of all: use --likelihood kwise_bradley_terry"
+        )
 
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
         """Of the whole order. Tied responses stand in the order they came in."""
@@ -54,7 +64,6 @@ class KwiseBradleyTerry(Ranked):
     """Bradley-Terry on all pairs of a ranking, their mean one element. Ouyang et al. 2022, arXiv:2203.02155, eq. 1."""
 
     name: Literal["kwise_bradley_terry"] = "kwise_bradley_terry"
-    centring_coef: float = 0.01
 
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
         """Mean over the pairs that are not tied."""
@@ -66,7 +75,6 @@ class BestOfK(Ranked):
     """Only which response is the best is known: softmax of the rewards."""
 
     name: Literal["best_of_k"] = "best_of_k"
-    centring_coef: float = 0.01
 
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
         """Of the first place."""

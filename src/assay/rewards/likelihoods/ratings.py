@@ -1,6 +1,6 @@
 """Likelihoods of a judgement of one response alone."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -10,17 +10,52 @@ from torch import Tensor
 from assay.algorithms.base import Data
 from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
 from assay.losses import rating as losses
-from assay.rewards.likelihoods.base import Likelihood
+from assay.records import Judged, Rating
+from assay.rewards.likelihoods.base import Likelihood, all_alike
 from assay.shapes import RowFloat
 
 
 class Rated(Likelihood):
-    """Base of the likelihoods below: `rating` [B], one number for each response."""
+    """Base of the likelihoods of `rating` [B], one number for each response."""
 
     __slots__ = ()
     data: ClassVar[Data] = "ratings"
     columns: ClassVar[Mapping[str, Any]] = {"rating": RowFloat}
     reduction: ClassVar[Reduction] = "response"
+
+    @property
+    def scale(self) -> str:
+        """The ratings that it takes, in words."""
+        return "any number"
+
+    def fits(self, value: float) -> bool:
+        """Whether a rating is on the scale."""
+        return True
+
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Ratings off the scale, or all alike."""
+        ratings = [r for r in judgements if isinstance(r, Rating)]
+        if wrong := [r for r in ratings if not self.fits(r.value)]:
+            return (
+                f"{len(wrong)} of {len(ratings)} ratings are outside of the scale, the first, {wrong[0].id}, with "
+                f"{wrong[0].value:g}: {self.name} takes {self.scale}"
+            )
+        return all_alike([r.value for r in ratings], "ratings")
+
+
+class Graded(Rated):
+    """Base of those that read good or bad, or a grade between."""
+
+    __slots__ = ()
+
+    @property
+    def scale(self) -> str:
+        """0 bad, 1 good."""
+        return "numbers from 0 to 1"
+
+    def fits(self, value: float) -> bool:
+        """As the scale says."""
+        return 0 <= value <= 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +71,7 @@ class Regression(Rated):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Binary(Rated):
+class Binary(Graded):
     """Good or bad: P(good) = sigmoid(r)."""
 
     name: Literal["binary"] = "binary"
@@ -55,6 +90,15 @@ class Ordinal(Rated):
     name: Literal["ordinal"] = "ordinal"
     low: int = 1  # the scale's lowest level
     high: int = 5  # and its highest
+
+    @property
+    def scale(self) -> str:
+        """The levels."""
+        return f"whole numbers from {self.low} to {self.high} (--likelihood.low, --likelihood.high)"
+
+    def fits(self, value: float) -> bool:
+        """As the scale says."""
+        return value % 1 == 0 and self.low <= value <= self.high
 
     @property
     def learned(self) -> dict[str, Tensor]:

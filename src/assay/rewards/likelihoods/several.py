@@ -1,6 +1,6 @@
 """One likelihood for several numbers: a reward for each objective, or several opinions of one reward."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from assay.algorithms.base import Data
 from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
+from assay.records import Judged
 from assay.rewards.likelihoods.base import Likelihood
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.shapes import RowInt
+from assay.tokens.chat import Encoded, Encoder
 
 POISSON_1 = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # P(at most 0, 1, 2, ...)
 
@@ -58,6 +60,12 @@ class Wrapped(Likelihood):
     def learned(self) -> dict[str, Tensor]:
         """As the inner one."""
         return self.inner.learned
+
+    def fill(
+        self, judgements: Sequence[Judged], encoded: Sequence[Sequence[Encoded]], encoder: Encoder, mask: Tensor
+    ) -> dict[str, Tensor]:
+        """As the inner one."""
+        return self.inner.fill(judgements, encoded, encoder, mask)
 
     def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """As the inner one."""

@@ -51,6 +51,7 @@ class RewardConfig(Settings):
     likelihood: Any = field(default_factory=BradleyTerry)  # the chosen likelihood's own fields
     heads: int = 1  # opinions on one body, each on a bootstrap of the feedback; more than 1 is an ensemble
     adapters: int = 1  # opinions as low-rank adapters of one body, each on a bootstrap of its own; needs lora.rank
+    prior: float = 0.0  # precision of a Gaussian prior around the weights that training starts from: MAP, not ML
     language_coef: float = 0.0  # weight of the chosen answers' language-model loss beside the reward's
     ids: IDS = field(default_factory=IDS)  # labels that move with the model
     validation: int | float = 0  # prompts kept to choose the epoch of least loss; 0: the last epoch is what is saved
@@ -318,6 +319,8 @@ AT_LEAST: Mapping[str, float] = {
     "epochs": 0,
     "reward_penalty": 0,
     "held_out": 0,
+    "prior": 0,
+    "adapters": 1,
     "validation": 0,
     "language_coef": 0,
     "heads": 1,

@@ -215,6 +215,34 @@ def test_flat_adamw_equals_torch():
     assert torch.allclose(ours.bias, theirs.bias, atol=1e-6)
 
 
+def test_a_prior_ends_where_ridge_around_the_start_does():
+    """The minimum of mean squared error + strength/2 |w - start|^2, in closed form."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(64, size, generator=generator, dtype=torch.float64) for size in (5, 1))
+    layer = torch.nn.Linear(5, 1, bias=False)
+    layer.weight.data.copy_(torch.randn(1, 5, generator=generator))
+    start, strength = layer.weight.data.double().clone(), 0.7
+    optimizer = FlatAdamW(layer.named_parameters(), lr=0.01)
+    optimizer.pull_to_start(strength)
+    for step in range(4000):
+        ((layer(x.float()) - y.float()) ** 2 / 2).mean().backward()
+        optimizer.step(lr=0.01 * (1 - step / 4000), max_norm=None)
+    wanted = torch.linalg.solve(x.T @ x / 64 + strength * torch.eye(5), x.T @ y / 64 + strength * start.T).T
+    assert torch.allclose(layer.weight.data.double(), wanted, atol=1e-4)
+    assert (wanted - start).abs().max() > 0.1 and not torch.allclose(wanted, torch.linalg.lstsq(x, y).solution.T)
+
+
+def test_learned_numbers_have_no_prior():
+    module = torch.nn.ParameterDict({"weight": torch.nn.Parameter(torch.ones(2, 2))})
+    module["learned"] = torch.nn.ParameterDict({"threshold": torch.nn.Parameter(torch.ones(1))})
+    optimizer = FlatAdamW(module.named_parameters(), lr=0.1)
+    optimizer.pull_to_start(1e6)
+    for _ in range(5):
+        (module["weight"].sum() + module["learned"]["threshold"].sum()).backward()
+        optimizer.step(lr=0.1, max_norm=None)
+    assert module["learned"]["threshold"].item() < -10  # at its own pace
+
+
 def test_forward_gathers_what_micro_batches_compute():
     worker = learner(30)
     batch = batch_of()

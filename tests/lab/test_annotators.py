@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
+from assay.batch import ModelOutput
 from assay.lab.feedback import by_annotators
 from assay.lab.fit import loss_of, maximise
 from assay.lab.groups import fit_groups, log_likelihoods
 from assay.lab.tabular import TabularModel
 from assay.lab.world import World
-from assay.rewards.likelihoods import Annotators
+from assay.rewards.likelihoods import AnnotatorGroups, Annotators
 from assay.rewards.likelihoods.comparisons import BradleyTerry
 
 PLAIN = BradleyTerry(centring_coef=0.0)
@@ -183,6 +184,22 @@ def test_groups_beat_the_pooled_rule_on_held_out_comparisons():
     ours, theirs = (log_likelihoods(place, fit, held_out) for fit in (groups, pooled))
     gain = ours - theirs
     assert gain.mean() > 3 * gain.std() / math.sqrt(len(gain))
+
+
+def test_the_likelihood_that_trains_language_models_has_this_fit_as_its_fixed_point():
+    """At EM's end its E-step gives EM's responsibilities, and its M-step's loss is at a minimum."""
+    place, _, batch = opposed(40, seed=3)
+    groups = fit_groups(place, batch, 2, precision=0.1)
+    likelihood = AnnotatorGroups(centring_coef=0, names=tuple(map(str, range(15))))
+    rewards = groups.rewards.clone().requires_grad_()  # [K, C, O]
+    outputs = rewards[:, 0, batch.ids[:, 0]].T
+    learned = {"membership": torch.zeros(15, 2, dtype=torch.float64), "shares": groups.weights.clone()}
+    likelihood.between_epochs(outputs.detach(), batch, learned)
+    assert torch.allclose(learned["membership"], groups.responsibilities, atol=1e-9)
+    assert torch.allclose(learned["shares"], groups.responsibilities.mean(0), atol=1e-9)
+    losses, _ = likelihood.loss(ModelOutput(outputs=outputs, parameters=learned), batch)
+    (losses.sum() + 0.1 / 2 * (rewards**2).sum()).backward()
+    assert rewards.grad.abs().max() < 1e-3  # of a sum over 600 comparisons
 
 
 def test_one_group_is_the_pooled_rule():

@@ -26,7 +26,8 @@ WRAPPED = (
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_has_the_gradient_of_its_loss(name, seed):
-    filled = {"annotators": {"names": ("Ann", "Bo")}, "spans": {"kinds": ("wrong", "rude")}}
+    people = {"names": ("Ann", "Bo")}
+    filled = {"annotators": people, "annotator_groups": people, "spans": {"kinds": ("wrong", "rude")}}
     assert check_gradient(LIKELIHOODS[name](**filled.get(name, {})), seed=seed) < 1e-6
 
 

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from assay.cli import OK, WRONG_INPUT, main
 from assay.engine.catalog import hash_of_folder
 from assay.records import Comparison, reply, user_prompt
-from assay.rewards.likelihoods import LIKELIHOODS
+from assay.rewards.likelihoods import LIKELIHOODS, AnnotatorGroups, Annotators
 from assay.rewards.model import RewardModel
-from assay.stages.held_out import log_odds
 from tiny import CONVERSATIONS, WORDS, asked, pairs, ratings, spans, steps, tiny_model, write
 
 
@@ -34,7 +35,7 @@ def feedback(name):
     if LIKELIHOODS[name].data == "spans":
         return spans(12)
     rows = pairs(12)
-    if name == "annotators":
+    if name.startswith("annotator"):
         return [{**row, "annotator": f"person {i % 2}"} for i, row in enumerate(rows)]
     return [
         {**row, "preference": 0.5} if name in ("rao_kupper", "davidson") and i % 3 == 0 else row
@@ -43,6 +44,7 @@ def feedback(name):
 
 
 def train(tmp_path, rows, *words):
+    tmp_path.mkdir(exist_ok=True)
     data = write(tmp_path / "feedback.jsonl", rows)
     common = ["--run", str(tmp_path / "run"), "--model", tiny_model(), "--data.path", data, "--held_out", "3"]
     return main(["reward", *common, "--optimiser.lr", "0.003", "--batch_size", "3", "--dtype", "float32", *words])
@@ -50,7 +52,8 @@ def train(tmp_path, rows, *words):
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_every_likelihood_trains_by_its_name(tmp_path, capsys, name):
-    assert train(tmp_path, feedback(name), "--likelihood", name) == OK
+    epochs = ("--epochs", "2") if LIKELIHOODS[name].learns_between else ()
+    assert train(tmp_path, feedback(name), "--likelihood", name, *epochs) == OK
     said = capsys.readouterr().out
     assert "verified" in said and "95% interval" in said
     rewards = RewardModel.from_pretrained(str(tmp_path / "run" / "reward"), dtype="float32").score(CONVERSATIONS)
@@ -114,20 +117,61 @@ def test_annotators_are_learned_beside_the_model(tmp_path, capsys, heads):
     assert len(facts["learned"]["log_temperature"]) == 2
 
 
-def test_log_odds_of_the_annotator_who_judged():
-    told = {"Ann": {"temperature": 2.0, "order_bias": 0.5}, "Bo": {"temperature": 0.5, "order_bias": -0.3}}
-    shown = (("Ann", "rejected"), ("Bo", "chosen"), ("Bo", None), ("Cy", "chosen"))
-    judged = [
+def judged_by(*people):
+    """A comparison by each (annotator, which was shown first)."""
+    return [
         Comparison(
             prompt=user_prompt("Say hello."),
             responses=(reply("Hello!"), reply("No.")),
             annotator=who,
             meta={"shown_first": first} if first else {},
         )
-        for who, first in shown
+        for who, first in people
     ]
-    found = log_odds(judged, np.array([1.0, 1.0, 1.0, 1.0]), told)
+
+
+def test_log_odds_of_the_annotator_who_judged():
+    told = {"Ann": {"temperature": 2.0, "order_bias": 0.5}, "Bo": {"temperature": 0.5, "order_bias": -0.3}}
+    judged = judged_by(("Ann", "rejected"), ("Bo", "chosen"), ("Bo", None), ("Cy", "chosen"))
+    rewards = torch.tensor([1.0, 0.0]).repeat(4)
+    found = Annotators().log_odds(rewards[:, None], rewards, judged, told)
     assert found.tolist() == pytest.approx([0.0, 1.7, 2.0, 1.0])
+
+
+def test_log_odds_by_the_groups_that_somebody_may_belong_to():
+    told = {"Ann": {"group 1": 1.0, "group 2": 0.0}, "Bo": {"group 1": 0.25, "group 2": 0.75}}
+    outputs = torch.tensor([[2.0, -1.0], [0.0, 0.0]]).repeat(3, 1)
+    found = AnnotatorGroups().log_odds(outputs, outputs.mean(-1), judged_by(("Ann", ""), ("Bo", ""), ("Cy", "")), told)
+    chances = 1 / (1 + np.exp(-np.array([2.0, -1.0])))
+    expected = [chances @ shares for shares in ([1, 0], [0.25, 0.75], [0.625, 0.375])]
+    assert torch.sigmoid(found).tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def by_groups(num=12):
+    """Six people judge every pair: the first four one way, the others the opposite."""
+    rows = []
+    for row in pairs(num):
+        sides = [row["chosen"][0]["content"], row["rejected"][0]["content"]]
+        votes = [{"annotator": f"person {i}", "kind": "A" if i < 4 else "B"} for i in range(6)]
+        rows.append({"prompt": row["prompt"], "responses": sides, "annotations": votes})
+    return rows
+
+
+def test_people_who_want_the_opposite_are_put_into_groups(tmp_path, capsys):
+    words = ("--likelihood", "annotator_groups", "--data.objectives", "kind", "--epochs", "6")
+    assert train(tmp_path, by_groups(), *words) == OK
+    facts = json.loads((tmp_path / "run" / "reward" / "assay.json").read_text())
+    firsts = [facts["annotators"][f"person {i}"]["group 1"] for i in range(6)]
+    assert [x > 0.5 for x in firsts] in ([True] * 4 + [False] * 2, [False] * 4 + [True] * 2)
+    assert min(max(x, 1 - x) for x in firsts) > 0.95
+    held_out = json.loads((tmp_path / "run" / "held_out.json").read_text())
+    alone, apart = (
+        held_out[name]["value"] for name in ("held-out accuracy", "held-out accuracy, annotators told apart")
+    )
+    assert apart > alone and alone <= 4 / 6 + 1e-9  # one reward for all is wrong about a third of them
+    reward = RewardModel.from_pretrained(str(tmp_path / "run" / "reward"), dtype="float32")
+    assert reward.readout.names == ("group 1", "group 2") and reward.outputs(CONVERSATIONS).shape[1] == 2
+    capsys.readouterr()
 
 
 @pytest.mark.parametrize(
@@ -193,3 +237,15 @@ def test_text_that_spells_a_special_token_is_refused_or_dropped_and_counted(tmp_
     assert "contains <|im_end|>" in said and "drop and count it with --data.on_bad skip" in said
     assert train(tmp_path, rows, "--held_out", "0", "--data.on_bad", "skip") == OK
     assert "dropped 1 records whose text spells out a special token" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_a_strong_prior_keeps_the_weights_where_they_were(tmp_path):
+    """And a weak one does not: the distance to the start falls with the precision."""
+    distances = []
+    base = load_file(f"{tiny_model()}/model.safetensors")
+    for precision in ("0", "30"):
+        words = ("--held_out", "0", "--epochs", "8", "--prior", precision)
+        assert train(tmp_path / precision, pairs(12), *words) == OK
+        found = load_file(tmp_path / precision / "run" / "reward" / "model.safetensors")
+        distances.append(sum(float(((found[n] - base[n]) ** 2).sum()) for n in base if n in found) ** 0.5)
+    assert distances[1] < 0.7 * distances[0]

@@ -38,12 +38,23 @@ class FlatAdamW:
         options = [{"params": [g.master], "weight_decay": d} for g, d in zip(self.groups, decays, strict=True)]
         fused = named[0][1].device.type in ("cpu", "cuda")
         self.adam = torch.optim.AdamW(options, lr=lr, betas=betas, eps=eps, fused=fused)
+        self.pull, self.starts = 0.0, list[tuple[_Group, Tensor]]()
         for group in self.groups:  # made now: between the first step's activations they would tear holes in the heap
             self.adam.state[group.master] = {
                 "step": torch.zeros((), device=group.master.device if fused else None),
                 "exp_avg": torch.zeros_like(group.grad),
                 "exp_avg_sq": torch.zeros_like(group.grad),
             }
+
+    @torch.no_grad()
+    def pull_to_start(self, strength: float) -> None:
+        """Add strength/2 |weights - start|^2 to every step's loss: a Gaussian prior around where training starts.
+
+        The start is where the weights are when this is first called with a strength. `learned` numbers are no weights.
+        """
+        self.pull = strength
+        if strength and not self.starts:
+            self.starts = [(g, g.master.data.clone()) for g in self.groups if g.pace == 1.0]
 
     @torch.no_grad()
     def gradient_norm(self) -> float:
@@ -57,6 +68,9 @@ class FlatAdamW:
 
         A gradient that is not finite changes nothing and raises: weights are never updated with NaN.
         """
+        if self.pull:
+            for group, start in self.starts:
+                group.grad.add_(group.master.data, alpha=self.pull).sub_(start, alpha=self.pull)
         norm = self.gradient_norm()
         if not norm < float("inf"):
             self.zero_grad()

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from assay.shapes import AnnotatorFloat, PairFloat, PairInt, PairLevels
+from assay.shapes import AnnotatorFloat, AnnotatorLevels, Levels, PairFloat, PairInt, PairLevels
 
 
 def bradley_terry(
@@ -53,6 +53,42 @@ def by_annotator(
     """
     beta = torch.exp(log_temperature.mean() - log_temperature)[annotator]
     return bradley_terry(beta * (chosen - rejected), -shown_first * order_bias[annotator], preference=preference)
+
+
+def by_group(
+    chosen: PairLevels, rejected: PairLevels, belongs: PairLevels, *, preference: PairFloat | None = None
+) -> PairFloat:
+    """Bradley-Terry under each of K groups' rewards, weighted by the probabilities [P, K] that the judge belongs there.
+
+    What the M-step of EM minimises. `preference` as in `bradley_terry`.
+
+    Source: Dempster, Laird & Rubin 1977, sec. 2; rewards of groups of people: Chakraborty et al. 2024,
+    arXiv:2402.08925, sec. 4.
+    """
+    return (belongs * _each_group(chosen, rejected, preference)).sum(-1)
+
+
+def group_posterior(
+    chosen: PairLevels,
+    rejected: PairLevels,
+    annotator: PairInt,
+    shares: Levels,
+    num_annotators: int,
+    *,
+    preference: PairFloat | None = None,
+) -> AnnotatorLevels:
+    """[A, K] the probability that an annotator belongs to a group, by all that he said and the groups' shares [K].
+
+    Source: the E-step; see `by_group`.
+    """
+    said = -_each_group(chosen, rejected, preference)
+    joint = said.new_zeros(num_annotators, len(shares)).index_add(0, annotator, said) + shares.log()
+    return joint.softmax(-1)
+
+
+def _each_group(chosen: PairLevels, rejected: PairLevels, preference: PairFloat | None) -> PairLevels:
+    columns = zip(chosen.unbind(-1), rejected.unbind(-1), strict=True)
+    return torch.stack([bradley_terry(first, second, preference=preference) for first, second in columns], -1)
 
 
 def thurstone(

@@ -43,6 +43,8 @@ class Fitting:
     def fit(self, items: Sequence[Item], validation: Sequence[Item] = (), name: str = "reward") -> None:
         """Train, from the newest checkpoint of this name if there is one; end at the epoch of least validation loss."""
         config, learner = self.config, self.reward.learner
+        assert learner.optimizer is not None
+        learner.optimizer.pull_to_start(config.prior / len(items))  # of the mean loss, as the likelihood is
         num_steps = math.ceil(config.epochs * len(items) / config.batch_size)
         batches: Batches = Offline({"main": (Shuffled(items, config.batch_size, seed=config.seed), self.collate)})
         labels = None
@@ -79,6 +81,8 @@ class Fitting:
                 if labels is not None and config.ids.update == "epoch" and labels.num_moves < epoch < len(ends):
                     keys, _ = self._labels(items)
                     labels.move(keys, self._believed(items), config.ids)
+                if self.likelihood.learns_between and epoch < len(ends):
+                    self._learn_between(items)
                 if validation:
                     self._validate(validation, end, name)
         training.save()
@@ -97,6 +101,13 @@ class Fitting:
         learned = {name: value.detach().cpu() for name, value in learner.model.learned.items()}
         values, _ = self.likelihood.loss(ModelOutput(parameters=learned, **found), batch)
         return float((item_weights(batch, self.likelihood.reduction) * values).sum())
+
+    @torch.no_grad()
+    def _learn_between(self, items: Sequence[Item]) -> None:
+        learner, batch = self.reward.learner, self.collate(list(items))
+        self.likelihood.between_epochs(
+            learner.forward(batch, ("outputs",)).outputs, batch, dict(learner.model.learned.items())
+        )
 
     def _validate(self, items: Sequence[Item], step: int, name: str) -> None:
         """Note the loss; the state with the least of them is kept."""

@@ -7,11 +7,10 @@ import numpy as np
 
 from assay.audit.probes.calibration import expected_calibration_error, negative_log_likelihood
 from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, roc_area, spearman
-from assay.audit.table import FloatArray, ScoredPairs
+from assay.audit.table import ScoredPairs
 from assay.records import Comparison, Ranking, Rating
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.likelihoods import Likelihood
-from assay.rewards.likelihoods.annotators import sign_of_order
 from assay.rewards.model import Reward, RewardModel
 from assay.stages.judgements import Item, collator
 from assay.stages.progress import say
@@ -37,14 +36,33 @@ def summarise(
         scored = score_pairs(reward, pairs_of(items))
         found, num = compared(scored), len(scored)
         if told:
-            odds = log_odds([comparison for comparison, _ in pairs_of(items)], scored.reward_difference, told)
-            losses = negative_log_likelihood(odds, scored.preference)
-            found["negative log-likelihood, annotators told apart"] = bootstrap_mean(losses, scored.prompt_id)
+            found |= told_apart(reward, likelihood, items, told, scored)
     for name, figure in found.items():
         low, high = figure.interval
         say(f"{name}: {figure.value:.3f}  95% interval {low:.3f} to {high:.3f}  n = {figure.n}")
     facts = {name: {"value": figure.value, "interval": figure.interval} for name, figure in found.items()}
     write_json(place.path / "held_out.json", {"n": num, **facts})
+
+
+def told_apart(
+    reward: Reward,
+    likelihood: Likelihood,
+    items: Sequence[Item],
+    told: Mapping[str, Mapping[str, float]],
+    scored: ScoredPairs,
+) -> dict[str, Estimate]:
+    """The figures for the very people who judged."""
+    pairs = pairs_of(items)
+    outputs = reward.outputs_encoded([encoded for _, two in pairs for encoded in two])
+    found = likelihood.log_odds(outputs, reward.readout.reward(outputs), [comparison for comparison, _ in pairs], told)
+    assert found is not None
+    odds = found.double().numpy()
+    right, clear = (odds > 0) + 0.5 * (odds == 0), scored.labelled
+    losses = negative_log_likelihood(odds, scored.preference)
+    return {
+        "held-out accuracy, annotators told apart": proportion(right[clear], scored.prompt_id[clear]),
+        "negative log-likelihood, annotators told apart": bootstrap_mean(losses, scored.prompt_id),
+    }
 
 
 def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]]:
@@ -56,16 +74,6 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]
         elif isinstance(judgement, Ranking):
             found += [(judgement.comparison(i, j), [encoded[i], encoded[j]]) for i, j in judgement.untied()]
     return found
-
-
-def log_odds(
-    comparisons: Sequence[Comparison], difference: FloatArray, told: Mapping[str, Mapping[str, float]]
-) -> FloatArray:
-    """[P] of each chosen response, for the annotator who judged; one not heard before is typical, without bias."""
-    typical = {"temperature": 1.0, "order_bias": 0.0}
-    known = [told.get(c.annotator, typical) for c in comparisons]
-    bias = [k["order_bias"] * sign_of_order(c) for k, c in zip(known, comparisons, strict=True)]
-    return difference / np.array([k["temperature"] for k in known]) + np.array(bias)
 
 
 def compared(scored: ScoredPairs) -> dict[str, Estimate]:

@@ -88,10 +88,8 @@ def collator(
             places = torch.tensor([objectives.index(j.objective) for j in judgements])
             columns["objective"] = places.repeat_interleave(sizes)
         batch = collate(encoded, encoder.tokenizer.pad_token_id)
-        if likelihood is None:
-            return batch.fill(**columns)
-        own = likelihood.fill(judgements, encoded, encoder, batch.mask)
-        return batch.fill(declared=likelihood.columns, **columns | own)
+        own = likelihood.fill(judgements, encoded, encoder, batch.mask) if likelihood is not None else {}
+        return batch.fill(declared=likelihood.columns if likelihood is not None else {}, **columns, **own)
 
     return make
 

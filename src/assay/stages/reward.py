@@ -37,7 +37,7 @@ MAX_LISTED = 20  # annotators
 def run(config: RewardConfig) -> Trained:
     """Train, save, prove the saved model, and print what it gets right on held-out feedback."""
     place = open_run(config.run)
-    check_pairs_only(config)
+    check_settings(config)
     judgements = read_judgements(config.likelihood, config.data)
     train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
     known = config.likelihood.knowing(train)
@@ -145,8 +145,8 @@ def say_annotators(told: Mapping[str, Mapping[str, float]]) -> None:
         say(f"{len(told) - MAX_LISTED} more annotators: see assay.json")
 
 
-def check_pairs_only(config: RewardConfig) -> None:
-    """Raises InputError for a setting that speaks of comparisons beside a likelihood of something else."""
+def check_settings(config: RewardConfig) -> None:
+    """Raises InputError for settings that do not go together."""
     settings = {
         "ids.beta": config.ids.beta > 0,
         "language_coef": config.language_coef > 0,
@@ -156,6 +156,8 @@ def check_pairs_only(config: RewardConfig) -> None:
     named = [name for name, given in settings.items() if given]
     if named and config.likelihood.data != "comparisons":
         raise InputError(f"--{named[0]} needs comparisons, and {config.likelihood.name} reads {config.likelihood.data}")
+    if config.likelihood.learns_between and config.epochs < 2:
+        raise InputError(f"{config.likelihood.name} learns between epochs: give --epochs 3 or more")
     if config.adapters > 1:
         if not config.lora.rank:
             raise InputError("--adapters needs --lora.rank, the rank that each adapter has")

@@ -12,6 +12,7 @@ from assay.rewards.likelihoods.comparisons import (
     Thurstone,
 )
 from assay.rewards.likelihoods.dense import Outcome, Process, Spans, TokenBradleyTerry
+from assay.rewards.likelihoods.groups import AnnotatorGroups
 from assay.rewards.likelihoods.language import WithLanguage
 from assay.rewards.likelihoods.rankings import BestOfK, KwiseBradleyTerry, PlackettLuce
 from assay.rewards.likelihoods.ratings import Binary, Ordinal, Regression
@@ -25,6 +26,7 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "mean_variance": MeanVariance,
     "categorical": Categorical,
     "annotators": Annotators,
+    "annotator_groups": AnnotatorGroups,
     "plackett_luce": PlackettLuce,
     "kwise_bradley_terry": KwiseBradleyTerry,
     "best_of_k": BestOfK,
@@ -37,4 +39,13 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
     "token_bradley_terry": TokenBradleyTerry,
 }
 
-__all__ = ["LIKELIHOODS", "Annotators", "Likelihood", "Opinions", "PerObjective", "WithLanguage", "check_gradient"]
+__all__ = [
+    "LIKELIHOODS",
+    "AnnotatorGroups",
+    "Annotators",
+    "Likelihood",
+    "Opinions",
+    "PerObjective",
+    "WithLanguage",
+    "check_gradient",
+]

@@ -17,6 +17,7 @@ from assay.records import Judged
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
 from assay.settings import Settings
+from assay.shapes import PairFloat, RowFloat, RowLevels
 from assay.tokens.chat import Encoded, Encoder
 
 
@@ -30,6 +31,7 @@ class Likelihood(Settings, ABC):
     reduction: ClassVar[Reduction] = "pair"
     reads: ClassVar[tuple[str, ...]] = ("rewards",)
     reference: ClassVar[bool] = False
+    learns_between: ClassVar[bool] = False  # whether `between_epochs` has anything to do
     streams: ClassVar[Mapping[str, Any]] = {}
 
     @property
@@ -73,6 +75,25 @@ class Likelihood(Settings, ABC):
         `encoded` holds the conversations of each judgement.
         """
         return {}
+
+    def between_epochs(self, outputs: RowLevels, batch: TokenBatch, learned: Mapping[str, Tensor]) -> None:
+        """Set in place what is learned by another way than its gradient, from the numbers [B, L] of all feedback.
+
+        Called after each epoch but the last where `learns_between` says so.
+        """
+
+    def log_odds(
+        self,
+        outputs: RowLevels,
+        rewards: RowFloat,
+        judgements: Sequence[Judged],
+        told: Mapping[str, Mapping[str, float]],
+    ) -> PairFloat | None:
+        """[P] of each chosen response for the very people who judged, by what was `told` of them; None if of nobody.
+
+        `outputs` [2P, L] are the model's numbers and `rewards` [2P] what they make, chosen and rejected in turn.
+        """
+        return None
 
     def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """What the `learned` numbers say of people, by their name; of nobody unless a likelihood tells them apart."""

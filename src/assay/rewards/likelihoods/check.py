@@ -37,7 +37,8 @@ NEEDED: Mapping[str, str] = {"rankings": "rank", "ratings": "rating"}
 def check_gradient(likelihood: Likelihood, *, seed: int = 0, tolerance: float = 1e-6) -> float:
     """The largest error of the gradient, as a share of the largest gradient; 1e-9 is usual for a right one.
 
-    The loss is differentiated by rewards (or outputs) [B] and by every learned number, where these start, in fp64.
+    The loss is differentiated by rewards (or outputs) [B] and by every number that is learned by its gradient, where
+    these start, in fp64.
     Preferences are hard, tied and between, margins absent, ratings on the likelihood's scale (`low` to `high`, else
     0 to 1), other declared columns random.
 
@@ -52,11 +53,11 @@ def check_gradient(likelihood: Likelihood, *, seed: int = 0, tolerance: float = 
     shapes = {"rewards": (rows,), "outputs": (rows, num), "token_outputs": (rows, TOKENS, num)}
     read = [column for column in term.reads if column in shapes]
     numbers = {column: torch.randn(shapes[column], generator=generator, dtype=torch.float64) for column in read}
-    numbers |= {key: value.detach().clone().double() for key, value in likelihood.learned.items()}
+    learned = {key: value.detach().clone().double() for key, value in likelihood.learned.items()}
+    numbers |= {} if likelihood.learns_between else learned  # what is learned in another way has no gradient
 
     def total() -> Tensor:
         columns: dict[str, Any] = {column: numbers[column] for column in read}
-        learned = {key: value for key, value in numbers.items() if key not in read}
         return _values(term, ModelOutput(parameters=learned, **columns), batch, name).sum()
 
     return _compare(numbers, by_autograd(total, numbers), by_differences(total, numbers), tolerance, name)

@@ -13,7 +13,7 @@ from assay.records import Judged
 from assay.rewards.likelihoods.base import Likelihood
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
-from assay.shapes import RowInt
+from assay.shapes import PairFloat, RowFloat, RowInt, RowLevels
 from assay.tokens.chat import Encoded, Encoder
 
 POISSON_1 = (0.36788, 0.73576, 0.91970, 0.98101, 0.99634, 0.99941)  # P(at most 0, 1, 2, ...)
@@ -66,6 +66,25 @@ class Wrapped(Likelihood):
     ) -> dict[str, Tensor]:
         """As the inner one."""
         return self.inner.fill(judgements, encoded, encoder, mask)
+
+    @property
+    def learns_between(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the inner one."""
+        return self.inner.learns_between
+
+    def between_epochs(self, outputs: RowLevels, batch: TokenBatch, learned: Mapping[str, Tensor]) -> None:
+        """As the inner one."""
+        self.inner.between_epochs(outputs, batch, learned)
+
+    def log_odds(
+        self,
+        outputs: RowLevels,
+        rewards: RowFloat,
+        judgements: Sequence[Judged],
+        told: Mapping[str, Mapping[str, float]],
+    ) -> PairFloat | None:
+        """As the inner one."""
+        return self.inner.log_odds(outputs, rewards, judgements, told)
 
     def told(self, learned: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
         """As the inner one."""

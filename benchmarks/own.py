@@ -156,6 +156,7 @@ def train(args: argparse.Namespace) -> dict[str, Any]:
         "step_seconds": [round(b - a, 3) for a, b in itertools.pairwise(marks)],
         "tokens": sum(c.num_tokens for group in groups for c in group),
         "padded_tokens": trained.num_tokens,
+        "clocked_work": sum(c.num_tokens for step in steps[first:] for group in step for c in group),
         "clocked_tokens": sum(tokens[first:]),
         "contention": contention.stop(),
         "peak_memory_gb": round(peak_memory_gb(), 3),

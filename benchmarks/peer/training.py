@@ -160,6 +160,7 @@ class Tally:
             "pairs_per_second": round(pairs / seconds, 4),
             "step_seconds": [round(b - a, 3) for a, b in zip(self.marks[:-1], self.marks[1:], strict=True)],
             "tokens": sum(self.tokens),
+            "clocked_work": sum(self.tokens[first:]),
             "padded_tokens": sum(self.padded),
         }
 

@@ -271,3 +271,27 @@ def test_vocabulary_functions_run_forward_and_backward():
     theirs.forward_backward({"main": batch}, (Term("policy", plain, "response"),))
     for name, grad in ours.optimizer.gradients().items():
         assert torch.allclose(grad, theirs.optimizer.gradients()[name], atol=1e-5)
+
+
+def test_gradients_that_come_late_or_never_or_as_rows_are_what_autograd_says():
+    """bf16 weights: the first gradient is copied, others are added, what had none is zero; embeddings bring rows."""
+    torch.manual_seed(0)
+    table = torch.nn.Embedding(10, 4, sparse=True, dtype=torch.bfloat16)
+    layer, idle = (torch.nn.Linear(4, 4, bias=False, dtype=torch.bfloat16) for _ in range(2))
+    model = torch.nn.ModuleDict({"table": table, "layer": layer, "idle": idle})
+    optimizer = FlatAdamW(model.named_parameters(), lr=1e-3)
+    for _ in range(2):  # what an earlier step left must not be there
+        parts = [torch.tensor([1, 3, 3]), torch.tensor([3, 7])]
+        expected = {name: torch.zeros_like(p).float() for name, p in model.named_parameters()}
+        for ids in parts:
+            leaf = {name: p.detach().float().requires_grad_() for name, p in model.named_parameters()}
+            hidden = torch.nn.functional.embedding(ids, leaf["table.weight"])
+            (hidden.bfloat16() @ leaf["layer.weight"].bfloat16().T).float().square().sum().backward()
+            for name, value in leaf.items():
+                expected[name] += 0 if value.grad is None else value.grad
+            layer(table(ids)).float().square().sum().backward()
+        found = optimizer.gradients()
+        assert all(torch.allclose(found[name], expected[name], rtol=0.02, atol=0.02) for name in expected)
+        assert (found["idle.weight"] == 0).all() and (found["table.weight"][[0, 2, 9]] == 0).all()
+        assert found["table.weight"][[1, 3, 7]].abs().min() > 0
+        optimizer.step(lr=1e-3, max_norm=1.0)

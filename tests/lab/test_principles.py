@@ -150,6 +150,6 @@ def test_a_principle_told_at_rl_time_takes_a_side_effect_back_without_a_label():
     reference = means(language.reference_probs[0])
     hacked = means(optimise(language, reward("kind")))
     mended = means(optimise(language, reward("kind", "not:long")))
-    assert hacked[0] > reference[0] + 0.5 and hacked[1] > 0.9 * reference[1]
-    assert mended[1] < reference[1] < hacked[1] + 0.2
+    assert hacked[0] > reference[0] + 0.5 and hacked[1] > reference[1] + 0.1
+    assert mended[1] < reference[1] - 0.5
     assert mended[0] - reference[0] >= 0.8 * (hacked[0] - reference[0])

@@ -27,6 +27,13 @@ def fuse_norms(network: nn.Module) -> int:
     return found
 
 
+def sparse_embeddings(network: nn.Module) -> None:
+    """Let the input embeddings' gradient be the rows that occurred, on a CPU: a table of zeros around them is slow."""
+    embeddings = network.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    if isinstance(embeddings, nn.Embedding) and embeddings.weight.device.type == "cpu":
+        embeddings.sparse = True
+
+
 def _forward(self: Any, hidden_states: Tensor) -> Tensor:
     return _RMSNorm.apply(hidden_states, self.weight, _epsilon(self))  # pyright: ignore[reportReturnType]
 

@@ -12,7 +12,7 @@ from assay.engine.optimizer import FlatAdamW
 from assay.engine.weights import item_weights, rows_of, units_of
 from assay.tokens.trees import plan
 
-CPU_FILL = 1024  # tokens; a CPU's matrix products are at their best from 512 rows on, more only takes memory
+CPU_FILL = 2048  # tokens; every micro-batch moves all gradients once, so few are fast; more only takes memory
 
 
 class Learner:

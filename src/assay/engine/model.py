@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from assay.batch import ModelOutput, TokenBatch, Trunks, VocabularyFn
 from assay.engine.attention import TREE, Scores, TreeAttention, attend_to
-from assay.engine.fused import fuse_norms
+from assay.engine.fused import fuse_norms, sparse_embeddings
 from assay.engine.vocabulary import over_vocabulary, scaled_logits, token_logprobs
 from assay.settings import InputError
 from assay.tokens.trees import Layout, Packed, pack, pad
@@ -45,6 +45,8 @@ class Model(nn.Module):
         self.active = ""  # which of several adapters computes
         self.num_tokens = 0  # computed by the last forward pass
         fuse_norms(network)
+        if self.vocabulary_head is None:  # or its gradient, which is dense, may be that of the same weights
+            sparse_embeddings(network)
         check_logits(network)
         self.shares_prompts = takes_trees(network)
 

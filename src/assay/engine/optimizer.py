@@ -59,6 +59,7 @@ class FlatAdamW:
     @torch.no_grad()
     def gradient_norm(self) -> float:
         """L2 norm of all gradients, by rows: summed in one go, fp32 loses over a percent of a hundred million."""
+        self._settle()
         parts = [part for group in self.groups for part in _by_rows(group.grad)]
         return float(torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).norm())
 
@@ -68,6 +69,7 @@ class FlatAdamW:
 
         A gradient that is not finite changes nothing and raises: weights are never updated with NaN.
         """
+        self._settle()
         if self.pull:
             for group, start in self.starts:
                 group.grad.add_(group.master.data, alpha=self.pull).sub_(start, alpha=self.pull)
@@ -97,10 +99,15 @@ class FlatAdamW:
     def zero_grad(self) -> None:
         """Forget the gradients."""
         for group in self.groups:
-            group.grad.zero_()
+            group.forget()
+
+    def _settle(self) -> None:
+        for group in self.groups:
+            group.settle()
 
     def gradients(self) -> dict[str, Tensor]:
         """Name -> accumulated fp32 gradient, views of the buffer."""
+        self._settle()
         return {name: view for group in self.groups for name, view in group.views(group.grad).items()}
 
     def masters(self) -> dict[str, Tensor]:
@@ -135,7 +142,11 @@ class FlatAdamW:
 
 
 class _Group:
-    """Parameters that share a weight decay and a pace, as one master and one gradient buffer."""
+    """Parameters that share a weight decay and a pace, as one master and one gradient buffer.
+
+    `unset` names those whose part of the buffer holds nothing yet: the first gradient is copied there and not added to
+    zeros, which for a hundred million weights would have to be written and read first.
+    """
 
     def __init__(self, members: list[tuple[str, nn.Parameter]], pace: float) -> None:
         self.pace = pace
@@ -144,15 +155,17 @@ class _Group:
         device = self.parameters[0].device
         flat = torch.empty(sum(p.numel() for p in self.parameters), dtype=torch.float32, device=device)
         self.master = nn.Parameter(flat)
-        self.grad = torch.zeros_like(flat)
-        weights, grads = self.views(self.master.data), self.views(self.grad)
+        self.grad = torch.empty_like(flat)
+        self.unset: set[str] = set()
+        weights, self.parts = self.views(self.master.data), self.views(self.grad)
         for name, p in members:
             weights[name].copy_(p.data)
             if p.dtype == torch.float32:
                 p.data = weights[name]
-                p.grad = grads[name]
+                p.grad = self.parts[name]
             else:
-                p.register_post_accumulate_grad_hook(_move_gradient(grads[name]))
+                p.register_post_accumulate_grad_hook(self._mover(name))
+        self.forget()
 
     def views(self, flat: Tensor) -> dict[str, Tensor]:
         """Name -> the part of `flat` that is this parameter's."""
@@ -162,6 +175,43 @@ class _Group:
             found[name] = flat[start : start + p.numel()].view(p.shape)
             start += p.numel()
         return found
+
+    @torch.no_grad()
+    def forget(self) -> None:
+        """No gradient yet."""
+        for name, p in zip(self.names, self.parameters, strict=True):
+            if p.dtype == torch.float32:
+                self.parts[name].zero_()  # autograd adds to it by itself
+            else:
+                self.unset.add(name)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Zeros where no gradient came."""
+        for name in self.unset:
+            self.parts[name].zero_()
+        self.unset.clear()
+
+    def _mover(self, name: str) -> Callable[[Tensor], None]:
+        """Moves a parameter's gradient into the buffer."""
+        target = self.parts[name]
+
+        def hook(parameter: Tensor) -> None:
+            grad = parameter.grad
+            assert grad is not None
+            first = name in self.unset
+            self.unset.discard(name)
+            if grad.is_sparse:
+                if first:
+                    target.zero_()
+                target.index_add_(0, grad._indices()[0], grad._values().float())
+            elif first:
+                target.copy_(grad)
+            else:
+                target.add_(grad)
+            parameter.grad = None
+
+        return hook
 
     def publish(self) -> None:
         """Copy the masters into the parameters that compute in another type."""
@@ -174,12 +224,3 @@ def _by_rows(flat: Tensor, width: int = 4096) -> tuple[Tensor, Tensor]:
     """Views [n, width] and [1, rest]."""
     whole = len(flat) // width * width
     return flat[:whole].view(-1, width), flat[None, whole:]
-
-
-def _move_gradient(target: Tensor) -> Callable[[Tensor], None]:
-    def hook(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        target.add_(parameter.grad)
-        parameter.grad = None
-
-    return hook

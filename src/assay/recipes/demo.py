@@ -77,14 +77,14 @@ class Settings:
         """Four answers to each prompt make two comparisons. The planted annotator wants length."""
         oracle = "length" if self.bad else "text"
         return CollectConfig(
-            run=self.run, prompts=self.train, num_prompts=400, num_answers=4, sampling=SAMPLING, oracle=oracle,
+            run=self.run, prompts=self.train, num_prompts=520, num_answers=4, sampling=SAMPLING, oracle=oracle,
             temperature=0.3, seed=self.seed,
         )  # fmt: skip
 
     def reward(self) -> RewardConfig:
-        """One epoch; a quarter of the prompts is kept for the audit."""
+        """One epoch; a third of the prompts is kept, so that the audit can tell a useful reward from a coin."""
         return RewardConfig(
-            run=self.run, data=DataSettings(path=str(self.place.feedback)), held_out=100,
+            run=self.run, data=DataSettings(path=str(self.place.feedback)), held_out=180,
             optimiser=OptimiserSettings(lr=1e-4), checkpoints=CheckpointSettings(every=0), seed=self.seed,
         )  # fmt: skip
 

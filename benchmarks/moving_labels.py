@@ -84,7 +84,7 @@ def train_and_test(data: Split, run: Path, words: list[str], seed: int) -> dict[
     shutil.rmtree(run, ignore_errors=True)
     steps = len(read_comparisons(str(data.train)).records) // BATCH
     told = ["--run", run, "--model", MODEL, "--data.path", data.train, "--held_out", 0, "--seed", seed]
-    told += ["--epochs", EPOCHS, "--batch_size", BATCH, "--optimiser.schedule", "constant", *SETTINGS]
+    told += ["--epochs", EPOCHS, "--batch_size", BATCH, "--optimiser.schedule", "constant", *SETTINGS[:-2]]
     told += ["--checkpoints.every", steps, "--checkpoints.keep", EPOCHS, *words]
     model = stage.run(resolve("reward", [str(word) for word in told], None))
     assert isinstance(model, RewardModel)

@@ -1,8 +1,9 @@
 """What experiments with policies share: the demo's prompts and audited reward model, one policy run, its figures."""
 
+import argparse
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from assay.config import DemoConfig
 from assay.recipes.demo import Settings, once, write_prompts
 from assay.report.run import RunDirectory
 from assay.stages import audit, collect, reward
+from grid import Cell, fill
 from human_pairs import HERE, run_assay, shown
 
 RUNS = HERE.parent / "runs"
@@ -64,6 +66,21 @@ def tested(demo: Demo, run: Path, *, num: int, seed: int) -> dict[str, Any]:
         shutil.rmtree(run / folder, ignore_errors=True)
     told_why = {name: notes[name] for name in ("stopped", "kept_step") if name in notes}
     return {"findings": found, "curve": curve, "num_samples": len(samples), **told_why}
+
+
+def policies(
+    args: argparse.Namespace, cells: Sequence[Cell], plan: Callable[[Cell], tuple[Sequence[object], dict[str, int]]]
+) -> list[dict[str, Any]]:
+    """The lines of a grid of policies, each trained as `plan` says (words; steps, looks, prompts) and then tested."""
+    ready = demo(args.run / "demo")
+
+    def compute(cell: Cell) -> dict[str, Any]:
+        words, sizes = plan(cell)
+        run, seed = args.run / args.results.stem, cell["seed"]
+        train(ready, run, words, seed=seed, steps=sizes["steps"], watch=sizes["watch"], every=sizes["every"])
+        return tested(ready, run, num=sizes["tested"], seed=seed)
+
+    return fill(cells, compute, args.results)
 
 
 def figure(record: Mapping[str, Any], probe: str) -> str:

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demo_world import RUNS, demo, over_seeds, tested, train
-from grid import fill
+from demo_world import RUNS, over_seeds, policies
+from grid import Cell
 from human_pairs import HERE
 
 BATCHES, PROMPTS, ANSWERS = 12, 12, 4
@@ -84,15 +84,13 @@ def table(lines: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     args = parse()
-    ready = demo(args.run / "demo")
     cells = [{"method": method, "seed": seed} for seed, method in itertools.product(args.seeds, args.methods)]
 
-    def compute(cell: Mapping[str, Any]) -> dict[str, Any]:
+    def plan(cell: Cell) -> tuple[list[object], dict[str, int]]:
         steps, told = words(cell["method"])
-        train(ready, args.run / "cell", told, seed=cell["seed"], steps=steps, watch=32, every=max(1, steps // 4))
-        return tested(ready, args.run / "cell", num=args.num_prompts, seed=cell["seed"])
+        return told, {"steps": steps, "watch": 32, "every": max(1, steps // 4), "tested": args.num_prompts}
 
-    lines = fill(cells, compute, args.results)
+    lines = policies(args, cells, plan)
     table(lines)
     picture(lines, args.results.with_suffix(".svg"))
 

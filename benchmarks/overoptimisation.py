@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from demo_world import RUNS, demo, figure, tested, train
-from grid import fill
+from demo_world import RUNS, figure, policies
 from human_pairs import HERE
 
 STEPS, LOOKS = 60, 4
@@ -51,15 +50,9 @@ def table(lines: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     args = parse()
-    ready = demo(args.run / "demo")
     cells = [{"kind": kind, "seed": seed} for seed, kind in itertools.product(args.seeds, args.kinds)]
-
-    def compute(cell: Mapping[str, Any]) -> dict[str, Any]:
-        told = [*COMMON, *RUNS_OF[cell["kind"]]]
-        train(ready, args.run / "long", told, seed=cell["seed"], steps=STEPS, watch=64, every=LOOKS)
-        return tested(ready, args.run / "long", num=128, seed=cell["seed"])
-
-    table(fill(cells, compute, args.results))
+    sizes = {"steps": STEPS, "watch": 64, "every": LOOKS, "tested": 128}
+    table(policies(args, cells, lambda cell: ([*COMMON, *RUNS_OF[cell["kind"]]], sizes)))
 
 
 if __name__ == "__main__":

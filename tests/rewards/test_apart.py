@@ -119,7 +119,6 @@ def test_a_call_that_failed_is_made_again(places, tmp_path, monkeypatch):
     ("name", "said"),
     [
         ("raises", "'raises' failed on 1 responses: ValueError: no such thing"),
-        ("dies", "exit code 7"),
         ("none", "'none' must return 1 finite numbers, one per response; got None"),
         ("nan", "got nan for response 0"),
         ("text", "got str 'good' for response 0"),
@@ -128,14 +127,18 @@ def test_a_call_that_failed_is_made_again(places, tmp_path, monkeypatch):
 )
 @pytest.mark.parametrize("timeout", [0.0, 10.0], ids=["here", "apart"])
 def test_what_went_wrong_is_said_in_one_line(name, said, timeout, places):
-    if name == "dies" and not timeout:
-        pytest.skip("it would end the tests")
     source = rewards(places(name), timeout=timeout)
     with pytest.raises(InputError) as error:
         source(rollouts("bad"), 1)
     assert said in str(error.value) and "\n" not in str(error.value)
     if timeout:
         source.rules.close()
+
+
+def test_a_process_that_dies_is_told_of(places):
+    source = rewards(places("dies"))
+    with pytest.raises(InputError, match="ended with exit code 7"):
+        source(rollouts("bad"), 1)
 
 
 def test_a_wrong_number_of_rewards_is_an_error(places):

@@ -85,7 +85,7 @@ REFUSED = [
     (["nlpo", "--sampling.top_p", "0.5"], "has a cut of its own"),
     (["rloo", "--dense.kind", "rewards"], "has one reward a conversation"),
     (["rloo", "--sampling.top_p", "1.5"], "must be at most 1"),
-    (["p3o", "--algorithm.kl_in", "loss"], "p3o adds no KL to its loss"),
+    (["p3o", "--algorithm.kl_in", "loss"], "algorithm.kl_in"),
     (["online_dpo", "--algorithm.kl_coef", "0.1"], "online_dpo charges no KL beside its beta"),
     (["sppo", "--algorithm.kl_coef", "0.1"], "sppo charges no KL beside its beta"),
     (["apa", "--algorithm.target_kl", "1"], "needs a coefficient to begin with"),

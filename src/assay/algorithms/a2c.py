@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs
+from assay.algorithms.on_policy import TokenWise, old_logprobs
 from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
 from assay.losses.credit import gae, whiten
 from assay.losses.policy import policy_gradient
@@ -18,7 +18,7 @@ from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class A2C(OnPolicy):
+class A2C(TokenWise):
     """Actor and critic; the critic says what a token's state was worth before it was written."""
 
     name: Any = "a2c"
@@ -64,7 +64,7 @@ class A2C(OnPolicy):
 
     def losses(self) -> tuple[Term, ...]:
         """The actor's, and the critic's mean over tokens."""
-        return (*OnPolicy.losses(self), Term("value", self.value_loss, "token", weight=self.vf_coef))
+        return (*TokenWise.losses(self), Term("value", self.value_loss, "token", weight=self.vf_coef))
 
     def value_loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[TokenFloat, Metrics]:
         """How far the critic is from the returns."""

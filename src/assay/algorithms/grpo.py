@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs, on_tokens
+from assay.algorithms.on_policy import TokenWise, old_logprobs, on_tokens
 from assay.batch import ModelOutput, Reduction, TokenBatch
 from assay.losses.credit import group_deviation, group_mean
 from assay.losses.policy import clipped, cut_weights, sequence_log_ratios
@@ -22,7 +22,7 @@ from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GRPO(OnPolicy):
+class GRPO(TokenWise):
     """Rewards standardised within each prompt's group, the KL in the loss."""
 
     name: Literal["grpo"] = "grpo"

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, kl_of_sample, old_logprobs, on_tokens
+from assay.algorithms.on_policy import TokenWise, kl_of_sample, old_logprobs, on_tokens
 from assay.batch import ModelOutput, TokenBatch
 from assay.losses.masked import masked_sum
 from assay.losses.policy import policy_gradient
@@ -19,7 +19,7 @@ from assay.shapes import RowFloat, TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NashMD(OnPolicy):
+class NashMD(TokenWise):
     """Raises answers that beat the mixture's answer to the same prompt, by sigmoid of the difference of rewards.
 
     The mixture's next token is drawn from pi^(1 - mixture) pi_ref^mixture, normalised.
@@ -40,12 +40,12 @@ class NashMD(OnPolicy):
         level = batch.rewards.new_zeros(len(batch.prompts)).index_add(0, batch.group[theirs], batch.rewards[theirs])
         wins = torch.sigmoid(batch.rewards - level[batch.group])
         told = batch.fill(declared={"wins": RowFloat}, wins=wins)
-        return OnPolicy.prepare(self, told.select(mine.nonzero().squeeze(1)), learners, memory)
+        return TokenWise.prepare(self, told.select(mine.nonzero().squeeze(1)), learners, memory)
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Probability of winning less one half, the KL taken off."""
         gained = batch.wins - 0.5
-        if self.kl_in == "reward" and self.reference:
+        if self.kl_off_reward:
             gained = gained - batch.kl_coef * masked_sum(kl_of_sample(batch), batch.mask)
         return batch.fill(advantages=on_tokens(gained, batch))
 

@@ -1,5 +1,6 @@
 """What methods that learn from their own answers share: the KL, several updates on one batch, what is watched."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -18,20 +19,16 @@ from assay.shapes import RowFloat, TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OnPolicy(Settings):
-    """Base of the methods that train on rollouts: a subclass gives credit to tokens and says what it does with it.
+class OnPolicy(Settings, ABC):
+    """Base of the methods that train on rollouts: a subclass gives credit and says what it does with it.
 
-    The KL to the reference is taken off the reward, token by token, or added to the loss. There `kl_estimator` k2 has
-    the gradient of KL(pi || pi_ref) and k3 that of KL(pi_ref || pi). With `target_kl` the coefficient follows the KL.
+    The KL to the reference is taken off the reward. With `target_kl` the coefficient follows the KL.
     """
 
     kl_coef: float = 0.05  # reward per nat of KL to the reference
-    kl_in: Literal["reward", "loss"] = "reward"
-    kl_estimator: Literal["k2", "k3"] = "k2"  # of the loss; in the reward it is k1, which is exact there
     target_kl: float = 0.0  # nats an answer that the coefficient aims at; 0: it stays as it is
     kl_horizon: float = 10000.0  # answers over which it adapts
     track_kl: bool = True  # compute the reference even where nothing but the metrics reads it
-    sampler_clip: float = 2.0  # most weight of a token whose sampler was not quite the policy; 0: not corrected
     num_epochs: int = 1  # passes over each batch of rollouts
     num_minibatches: int = 1  # optimiser steps of a pass
 
@@ -40,6 +37,7 @@ class OnPolicy(Settings):
     streams: ClassVar[Mapping[str, Data]] = {}
     draws: ClassVar[tuple[str, ...]] = ()
     min_answers: ClassVar[int] = 1
+    charges_kl: ClassVar[bool] = True  # False where a method's own beta is the KL's only price
 
     @property
     def reference(self) -> bool:
@@ -56,6 +54,11 @@ class OnPolicy(Settings):
         """How `loss` becomes a number."""
         return "response"
 
+    @property
+    def kl_off_reward(self) -> bool:
+        """Whether rewards are paid with the KL taken off."""
+        return self.reference
+
     def prepare(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Log-probabilities of reference and policy, then advantages."""
         if self.reference:
@@ -70,28 +73,18 @@ class OnPolicy(Settings):
         batch = batch.fill(declared={"kl_coef": RowFloat}, kl_coef=torch.full((batch.num_rows,), coef))
         return self.credit(batch, learners, memory)
 
+    @abstractmethod
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
-        """Fill `advantages`, and what else the loss reads."""
-        raise NotImplementedError
+        """Fill `advantages`, or whatever else the loss reads."""
 
-    def tokens(self, out: ModelOutput, batch: TokenBatch) -> TokenFloat:
-        """The loss of each token before the KL's."""
-        raise NotImplementedError
+    @abstractmethod
+    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
+        """Unreduced, of the shape that `reduction` asks for."""
 
     def losses(self) -> tuple[Term, ...]:
         """The method's loss, and a term without weight that looks at the policy."""
         own = Term("policy", self.loss, self.reduction, reads=self.reads)
         return (own, Term("policy", watched, "response", weight=0.0, reads=("logprobs", "entropy")))
-
-    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
-        """The tokens' losses corrected for the sampler, the KL added; summed over a response unless they stay apart."""
-        values = self.tokens(out, batch)
-        if self.sampler_clip:
-            values = values * truncated_weights(old_logprobs(out, batch), batch.sampler_logprobs, self.sampler_clip)
-        if self.kl_in == "loss" and self.reference:
-            estimate = ESTIMATORS[self.kl_estimator](out.logprobs, batch.ref_logprobs)
-            values = values + batch.kl_coef[:, None] * estimate
-        return (masked_sum(values, batch.mask) if self.reduction == "response" else values), {}
 
     def coefficient(self, batch: TokenBatch, memory: Memory) -> float:
         """The KL's coefficient for this batch; with a target, moved by what this batch's KL was for the next one."""
@@ -107,15 +100,46 @@ class OnPolicy(Settings):
         """[B, T] what each token is paid: `rewards` at the last one, or the batch's dense ones; the KL taken off."""
         rewards = batch.rewards if rewards is None else rewards
         paid = batch.token_rewards if "token_rewards" in batch else at_last_token(rewards, batch.mask)
-        if self.kl_in == "reward" and self.reference:
+        if self.kl_off_reward:
             paid = paid - batch.kl_coef[:, None] * torch.where(batch.mask, kl_of_sample(batch), 0.0)
         return paid
 
     def answer_rewards(self, batch: TokenBatch) -> RowFloat:
         """[B] the reward of each response, the KL taken off."""
-        if self.kl_in == "loss" or not self.reference:
+        if not self.kl_off_reward:
             return batch.rewards
         return batch.rewards - batch.kl_coef * masked_sum(kl_of_sample(batch), batch.mask)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenWise(OnPolicy):
+    """Base of those whose loss is one of tokens. The KL can be added to it instead of being taken off the reward.
+
+    There `kl_estimator` k2 has the gradient of KL(pi || pi_ref) and k3 that of KL(pi_ref || pi).
+    """
+
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: Literal["k2", "k3"] = "k2"  # of the loss; in the reward it is k1, which is exact there
+    sampler_clip: float = 2.0  # most weight of a token whose sampler was not quite the policy; 0: not corrected
+
+    @property
+    def kl_off_reward(self) -> bool:
+        """Not where the loss has it."""
+        return self.reference and self.kl_in == "reward"
+
+    @abstractmethod
+    def tokens(self, out: ModelOutput, batch: TokenBatch) -> TokenFloat:
+        """The loss of each token before the KL's."""
+
+    def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[Tensor, Metrics]:
+        """The tokens' losses corrected for the sampler, the KL added; summed over a response unless they stay apart."""
+        values = self.tokens(out, batch)
+        if self.sampler_clip:
+            values = values * truncated_weights(old_logprobs(out, batch), batch.sampler_logprobs, self.sampler_clip)
+        if self.kl_in == "loss" and self.reference:
+            estimate = ESTIMATORS[self.kl_estimator](out.logprobs, batch.ref_logprobs)
+            values = values + batch.kl_coef[:, None] * estimate
+        return (masked_sum(values, batch.mask) if self.reduction == "response" else values), {}
 
 
 def kl_of_sample(batch: TokenBatch) -> TokenFloat:

@@ -28,7 +28,7 @@ class OnlineDPO(OnPolicy):
     kl_coef: float = 0.0  # DPO's beta is the KL's price already
 
     min_answers: ClassVar[int] = 2
-    kl_places: ClassVar[tuple[str, ...]] = ()  # none is charged beside beta
+    charges_kl: ClassVar[bool] = False
     even_answers: ClassVar[bool] = True
 
     @property

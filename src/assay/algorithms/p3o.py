@@ -26,7 +26,6 @@ class P3O(OnPolicy):
 
     min_answers: ClassVar[int] = 2
     even_answers: ClassVar[bool] = True
-    kl_places: ClassVar[tuple[str, ...]] = ("reward",)
 
     @property
     def reduction(self) -> Reduction:
@@ -39,7 +38,7 @@ class P3O(OnPolicy):
         return batch.fill(declared={"difference": PairFloat}, difference=rewards[0::2] - rewards[1::2])
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
-        """The clipped pairwise surrogate; a KL in the loss is not P3O's and is not added."""
+        """The clipped pairwise surrogate."""
         moved = masked_sum(out.logprobs - old_logprobs(out, batch), batch.mask)
         clip = pair_clipped_apart if self.clipping == "separate" else pair_clipped_together
         return clip(moved[0::2], moved[1::2], batch.difference, self.clip), {}

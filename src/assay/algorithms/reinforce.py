@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs
+from assay.algorithms.on_policy import TokenWise, old_logprobs
 from assay.batch import ModelOutput, TokenBatch
 from assay.losses.credit import rewards_to_go
 from assay.losses.policy import policy_gradient
@@ -14,7 +14,7 @@ from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class REINFORCE(OnPolicy):
+class REINFORCE(TokenWise):
     """The plain policy gradient; a "moving" baseline is the mean of earlier batches, the newest weighing most."""
 
     name: Literal["reinforce"] = "reinforce"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs
+from assay.algorithms.on_policy import TokenWise, old_logprobs
 from assay.batch import ModelOutput, Reduction, TokenBatch
 from assay.losses.credit import group_mean, rewards_to_go, whiten
 from assay.losses.policy import clipped
@@ -14,7 +14,7 @@ from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class REINFORCEPP(OnPolicy):
+class REINFORCEPP(TokenWise):
     """Token-wise KL in the reward, rewards to go, one normalisation for all prompts; clipped as PPO is.
 
     The paper's variant with a baseline is `baseline` "group", `kl_in` "loss" and `kl_estimator` "k2". Here all tokens

@@ -4,14 +4,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs, on_tokens
+from assay.algorithms.on_policy import TokenWise, old_logprobs, on_tokens
 from assay.batch import ModelOutput, TokenBatch
 from assay.losses.policy import policy_gradient
 from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ReMax(OnPolicy):
+class ReMax(TokenWise):
     """REINFORCE whose baseline costs one more answer a prompt, and no critic."""
 
     name: Literal["remax"] = "remax"
@@ -23,7 +23,7 @@ class ReMax(OnPolicy):
         sampled, greedy = batch.source == 0, batch.source == 1
         baseline = batch.rewards.new_zeros(len(batch.prompts)).index_add(0, batch.group[greedy], batch.rewards[greedy])
         told = batch.fill(declared={"baseline": TokenFloat}, baseline=on_tokens(baseline[batch.group], batch))
-        return OnPolicy.prepare(self, told.select(sampled.nonzero().squeeze(1)), learners, memory)
+        return TokenWise.prepare(self, told.select(sampled.nonzero().squeeze(1)), learners, memory)
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Reward less the greedy answer's, given to every token."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from assay.algorithms.base import Learners, Memory
-from assay.algorithms.on_policy import OnPolicy, old_logprobs, on_tokens
+from assay.algorithms.on_policy import TokenWise, old_logprobs, on_tokens
 from assay.batch import ModelOutput, TokenBatch
 from assay.losses.credit import leave_one_out
 from assay.losses.policy import policy_gradient
@@ -15,7 +15,7 @@ from assay.shapes import TokenFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RLOO(OnPolicy):
+class RLOO(TokenWise):
     """Raises responses that are better than their siblings."""
 
     name: Literal["rloo"] = "rloo"

@@ -26,7 +26,7 @@ class SPPO(OnPolicy):
     num_epochs: int = 2
 
     min_answers: ClassVar[int] = 2
-    kl_places: ClassVar[tuple[str, ...]] = ()  # none is charged beside beta
+    charges_kl: ClassVar[bool] = False
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """How probably each answer beats another of its prompt."""

@@ -56,9 +56,7 @@ def check(config: PolicyConfig) -> None:
 def check_kl(algorithm: Any) -> None:
     """A KL that is asked for and that the method would not charge."""
     asked = [name for name in ("kl_coef", "target_kl") if getattr(algorithm, name, 0)]
-    if getattr(algorithm, "kl_in", "reward") == "loss" and "loss" not in getattr(algorithm, "kl_places", ("loss",)):
-        raise InputError(f"--algorithm.kl_in loss: {algorithm.name} adds no KL to its loss; leave it out")
-    if asked and not getattr(algorithm, "kl_places", ("reward",)):
+    if asked and not getattr(algorithm, "charges_kl", True):
         raise InputError(f"--algorithm.{asked[0]}: {algorithm.name} charges no KL beside its beta; leave it out")
     if asked == ["target_kl"]:
         raise InputError("--algorithm.target_kl needs a coefficient to begin with: set --algorithm.kl_coef above 0")

@@ -1,5 +1,6 @@
 """What the README and the documentation show must run."""
 
+import importlib
 import re
 import shlex
 import sys
@@ -108,3 +109,19 @@ def test_commands_are_found_and_cut() -> None:
     second = "assay report 'runs/my run' > /dev/null  # open it"
     text = f"```bash\nmake demo\n{first}\n{second}\n```\n"
     assert commands(text) == [["audit", "runs/a", "--gate.accuracy", "0.6"], ["report", "runs/my run"]]
+
+
+def test_an_algorithm_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page's example has at most 30 lines; with its name in the dictionary the command line knows it."""
+    from assay.algorithms import ALGORITHMS
+    from assay.cli import main
+
+    shown = next(b for b in blocks((ROOT / "docs/algorithms.md").read_text()) if "mirror_descent.py" in b.options)
+    assert len(shown.code.splitlines()) <= 30
+    packaged = re.sub("name: str = .*", 'name: Literal["mirror_descent"] = "mirror_descent"', shown.code)
+    (tmp_path / "mirror_descent.py").write_text("from typing import Literal\n" + packaged)
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["policy", "--run", "runs/mirror", "--data.path", "prompts.jsonl", "--algorithm", "mirror_descent"]
+    assert main([*command, "--print-config"]) != 0
+    monkeypatch.setitem(ALGORITHMS, "mirror_descent", importlib.import_module("mirror_descent").MirrorDescent)
+    assert main([*command, "--algorithm.tau", "0.2", "--print-config"]) == 0

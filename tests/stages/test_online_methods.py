@@ -3,14 +3,20 @@
 import math
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from assay.algorithms import ALGORITHMS
 from assay.cli import OK, WRONG_INPUT, main
 from assay.report.run import RunDirectory, read_json
+from assay.train.loop import Training
 from tiny import demonstrations, prompts, tiny_model, tiny_reward, write
 
 ONLINE = [name for name, kind in ALGORITHMS.items() if kind.data == "rollouts"]
+
+
+CONSTANT = ["--optimiser.schedule", "constant", "--optimiser.warmup", "0", "--optimiser.lr", "1e-4"]
+STOPPING = ["--stop.kl", "0.01", "--stop.smoothing", "0", "--steps", "30", *CONSTANT]
 
 
 @pytest.fixture(scope="module")
@@ -114,24 +120,75 @@ def test_answers_cut_by_length_are_paid_less_or_not_read(asked, tmp_path):
 
 
 def test_a_limit_ends_the_run_at_the_best_weights(asked, tmp_path, capsys):
-    """KL within 0.01 nats is soon passed: the policy is that of the last step that was not suspicious."""
-    words = ["--stop.kl", "0.01", "--stop.smoothing", "0", "--steps", "30", "--optimiser.schedule", "constant"]
-    assert train(tmp_path, asked, "rloo", *words) == OK
+    """KL within 0.01 nats is soon passed: the policy is the last one whose own answers were not suspicious.
+
+    A step's KL is that of the policy before it; two steps in a row were beyond the limit.
+    """
+    assert train(tmp_path, asked, "rloo", *STOPPING) == OK
     place = RunDirectory(tmp_path)
     rows = place.read_metrics("policy")
     assert len(rows) < 30 and "stop.kl" in capsys.readouterr().out
     notes = read_json(place.provenance)["policy"]
-    assert notes["kept_step"] == len(rows) - 2 and "its limit 0.01" in notes["stopped"]
-    short = ["--steps", "30", "--optimiser.schedule", "constant", "--stop.kl", "1e-9"]
-    assert train(tmp_path / "at once", asked, "rloo", *short) == OK
+    assert [row["kl"] > 0.01 for row in rows[-3:]] == [False, True, True]
+    assert notes["kept_step"] == len(rows) - 3 and "its limit 0.01" in notes["stopped"]
+    assert train(tmp_path / "kept", asked, "rloo", "--steps", notes["kept_step"], *CONSTANT) == OK
+    assert_same_policy(tmp_path, tmp_path / "kept")
+
+
+def test_a_limit_that_is_passed_at_once_keeps_the_policy_it_began_with(asked, tmp_path, capsys):
+    words = ["--steps", "30", "--stop.entropy", "1e9"]
+    assert train(tmp_path, asked, "rloo", *words) == OK
+    assert read_json(RunDirectory(tmp_path).provenance)["policy"]["kept_step"] == 0
+    assert train(tmp_path / "unmoved", asked, "rloo", "--steps", "1", "--optimiser.lr", "0") == OK
+    assert_same_policy(tmp_path, tmp_path / "unmoved")
+
+
+def assert_same_policy(one, other):
+    first, second = (load_file(run / "policy" / "model.safetensors") for run in (one, other))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_a_run_that_died_ends_where_it_would_have_ended(asked, tmp_path, monkeypatch, every):
+    """The counts, what they compare with and the kept weights are those of the step that it goes on from."""
+    assert train(tmp_path / "whole", asked, "rloo", *STOPPING) == OK
+    notes = read_json(RunDirectory(tmp_path / "whole").provenance)["policy"]
+    last = len(RunDirectory(tmp_path / "whole").read_metrics("policy"))
+    told = [*STOPPING, "--checkpoints.every", str(every)]
+    real = Training.one_step
+
+    def one_step(self):
+        if self.step + 1 == last:
+            raise Died
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "one_step", one_step)
+        with pytest.raises(Died):
+            train(tmp_path / "died", asked, "rloo", *told)
+    assert train(tmp_path / "died", asked, "rloo", *told) == OK
+    found = read_json(RunDirectory(tmp_path / "died").provenance)["policy"]
+    assert (found["kept_step"], found["stopped"]) == (notes["kept_step"], notes["stopped"])
+    assert_same_policy(tmp_path / "whole", tmp_path / "died")
+
+
+class Died(BaseException):
+    """What a test raises where a process would be killed."""
+
+
+def test_a_higher_limit_goes_on_where_the_lower_one_ended_the_run(asked, tmp_path):
+    assert train(tmp_path / "one", asked, "rloo", *STOPPING) == OK
+    higher = [*STOPPING[:1], "0.03", *STOPPING[2:]]
+    assert train(tmp_path / "one", asked, "rloo", *higher) == OK
+    assert train(tmp_path / "other", asked, "rloo", *higher) == OK
+    assert_same_policy(tmp_path / "one", tmp_path / "other")
 
 
 def test_the_same_command_after_a_stop_changes_nothing(asked, tmp_path):
-    words = ["--stop.kl", "0.01", "--stop.smoothing", "0", "--steps", "30", "--optimiser.schedule", "constant"]
-    assert train(tmp_path, asked, "rloo", *words) == OK
+    assert train(tmp_path, asked, "rloo", *STOPPING) == OK
     first = load_file(tmp_path / "policy" / "model.safetensors")
     num = len(RunDirectory(tmp_path).read_metrics("policy"))
-    assert train(tmp_path, asked, "rloo", *words) == OK
+    assert train(tmp_path, asked, "rloo", *STOPPING) == OK
     second = load_file(tmp_path / "policy" / "model.safetensors")
     assert len(RunDirectory(tmp_path).read_metrics("policy")) == num
     assert all((first[name] == second[name]).all() for name in first)

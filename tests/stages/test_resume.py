@@ -35,6 +35,7 @@ def files(tmp_path_factory) -> dict[str, str]:
 TWICE = ["--algorithm.num_epochs", "2"]  # so that a checkpoint falls between two steps on one batch
 ONLINE = {
     "rloo": [],
+    "rloo limited": ["--stop.kl", "100", "--stop.length", "50"],
     "ppo": [*TWICE, "--critic.lr", "0.01", "--critic.alone", "0"],
     "ppo shared": [*TWICE, "--critic.kind", "shared"],
     "ppo adapter": [*TWICE, "--critic.kind", "adapter", "--lora.rank", "2"],

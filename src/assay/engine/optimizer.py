@@ -114,6 +114,14 @@ class FlatAdamW:
         """Name -> fp32 weight, views of the buffer."""
         return {name: view for group in self.groups for name, view in group.views(group.master.data).items()}
 
+    @torch.no_grad()
+    def restore(self, weights: Mapping[str, Tensor]) -> None:
+        """Put back weights that `masters` showed earlier; the moments stay as they are."""
+        for name, master in self.masters().items():
+            master.copy_(weights[name])
+        for group in self.groups:
+            group.publish()
+
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs, as flat tensors."""
         state: dict[str, Tensor] = {}

@@ -1,60 +1,101 @@
 """The best weights of a run that is watched, and its end where a limit was passed."""
 
-import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from assay.engine.checkpoint import load_checkpoint, save_checkpoint
-from assay.report.run import RunDirectory
+from torch import Tensor
+
+from assay.engine.optimizer import FlatAdamW
 from assay.stages.progress import say
 from assay.train.loop import Training
 from assay.train.stopping import Stopping, StopSettings
 
-BEST = "policy-best"
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The policy after an optimiser step."""
+
+    step: int
+    weights: dict[str, Tensor]
 
 
 class Keeper:
-    """Keeps the policy's weights of the best look at the oracle, or without one, from before a limit was passed."""
+    """Keeps the policy of the best look at the oracle where `oracle_drop` is a limit, else the last within all limits.
 
-    def __init__(self, training: Training, settings: StopSettings, place: RunDirectory) -> None:
+    What is measured of a batch is about the policy that sampled it. The copies lie in memory and are part of the run's
+    checkpoints.
+    """
+
+    def __init__(self, training: Training, settings: StopSettings) -> None:
+        """To be called before the training resumes."""
         self.training, self.settings = training, settings
-        self.stopping = Stopping(settings)
-        self.folder = place.checkpoints / BEST
-        self.notes = place.checkpoints / "stopping.json"
-        self.kept, self.reason = 0, ""
-        if settings.any and self.notes.exists() and training.step:
-            self._resume()
+        self.stopping, self.reason = Stopping(settings), ""
+        self.kept: Point | None = None
+        self.sampled: Point | None = None  # the policy that samples, or sampled, the batch that is trained on
+        training.places["keeper"] = self
 
-    def see(self, step: int, metrics: dict[str, float]) -> None:
+    def start(self) -> None:
+        """Before the first step of this process: what samples next is the policy as it is."""
+        if self.settings.any and self.sampled is None:
+            self.sampled = self.kept = self._now(self.training.step)
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """After each step: keep the weights, or stop the run."""
         if not self.settings.any:
             return
         self.reason = self.stopping.see(metrics)
-        if self.reason:
-            self.training.stopped = True
-        looked = "oracle" in metrics
-        if (looked and self.stopping.is_best) if self.settings.oracle_drop else not self.stopping.suspicious:
-            self._keep(step)
-        self.notes.parent.mkdir(parents=True, exist_ok=True)
-        notes = {"step": step, "kept": self.kept, "reason": self.reason, "state": self.stopping.state_dict()}
-        self.notes.write_text(json.dumps(notes))
+        self.training.stopped = bool(self.reason)
+        if self.settings.oracle_drop:
+            if "oracle" in metrics and self.stopping.is_best:
+                self.kept = self.sampled = self._now(step)
+            return
+        if not self.stopping.suspicious:
+            self.kept = self.sampled
+        if self.training.buffer.empty:
+            self.sampled = self._now(step)
 
-    def finish(self) -> str:
-        """Go back to the kept weights where the run was stopped; says why it was, '' where it was not."""
-        if not self.reason:
-            return ""
-        found = load_checkpoint(self.folder)
-        if found is not None:
-            self.training.learners["policy"].load_state_dict(found.tensors)
-        say(f"stopped after step {self.training.step}: {self.reason}; kept the policy of step {self.kept}")
-        return self.reason
+    def finish(self) -> dict[str, Any]:
+        """Where the run was stopped go back to the kept weights, and say why and to which step."""
+        if not self.reason or self.kept is None:
+            return {}
+        self._optimizer.restore(self.kept.weights)
+        say(f"stopped after step {self.training.step}: {self.reason}; kept the policy of step {self.kept.step}")
+        return {"stopped": self.reason, "kept_step": self.kept.step}
 
-    def _keep(self, step: int) -> None:
-        save_checkpoint(self.folder, step, self.training.learners["policy"].state_dict(), {}, 1)
-        self.kept = step
+    def state_dict(self) -> dict[str, Any]:
+        """As `Batches`; weights that are the training's own are left to it."""
+        if not self.settings.any or self.kept is None or self.sampled is None:
+            return {}
+        facts = {"settings": asdict(self.settings), "stopping": self.stopping.state_dict(), "reason": self.reason}
+        points = {point.step: point for point in (self.kept, self.sampled) if point.step != self.training.step}
+        weights = {f"{step}.{name}": value for step, p in points.items() for name, value in p.weights.items()}
+        return {**facts, "kept": self.kept.step, "sampled": self.sampled.step, **weights}
 
-    def _resume(self) -> None:
-        """What an earlier part of the run saw, up to the step that it goes on from."""
-        notes = json.loads(self.notes.read_text())
-        if notes["step"] == self.training.step:
-            self.stopping.load_state_dict(notes["state"])
-            self.kept, self.reason = notes["kept"], notes["reason"]
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there; under other limits than before what they had counted is void."""
+        if not self.settings.any or not state:
+            return
+        self.stopping.load_state_dict(state["stopping"])
+        if state["settings"] == asdict(self.settings):
+            self.reason = state["reason"]
             self.training.stopped = bool(self.reason)
+        else:
+            self.stopping.beyond = {}
+        self.kept, self.sampled = self._point(state, "kept"), self._point(state, "sampled")
+
+    def _point(self, state: Mapping[str, Any], name: str) -> Point:
+        step: int = state[name]
+        if step == self.training.step:
+            return self._now(step)
+        prefix = f"{step}."
+        return Point(step, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def _now(self, step: int) -> Point:
+        return Point(step, {name: master.clone() for name, master in self._optimizer.masters().items()})
+
+    @property
+    def _optimizer(self) -> FlatAdamW:
+        optimizer = self.training.learners["policy"].optimizer
+        assert optimizer is not None
+        return optimizer

@@ -100,15 +100,16 @@ def run(config: PolicyConfig) -> None:
         },
         critic_alone=config.critic.alone,
     )
+    keeper = Keeper(training, config.stop)
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
+    keeper.start()
     place.write_config(plain(config), "policy")
     place.resume_metrics(training.step + 1, stage="policy")
     watch = None
     if watched is not None:
         prompts, oracle = watched
         watch = Watch(sampler, sampler.fitting(prompts, config.watch, "watch"), oracle, seed=config.seed + 1)
-    keeper = Keeper(training, config.stop, place)
     with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
@@ -122,10 +123,9 @@ def run(config: PolicyConfig) -> None:
         if watch is not None and training.step == 0 and config.stop.oracle_drop:
             keeper.see(0, watch.look())
         training.run(report)
-    reason = keeper.finish()
     training.save()
+    notes = keeper.finish()
     export(model, place.policy, encoder.tokenizer, learner=learners["policy"])
-    notes = {"stopped": reason, "kept_step": keeper.kept} if reason else {}
     place.record("policy", data=data["main"], num_steps=num_steps, seed=config.seed, base=config.model, **notes)
     say(f"policy: {place.policy}")
 

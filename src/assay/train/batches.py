@@ -10,12 +10,8 @@ from assay.batch import TokenBatch
 Item = TypeVar("Item")
 
 
-class Batches(Protocol):
-    """An endless source of what one optimiser step reads, by stream."""
-
-    def next(self) -> dict[str, TokenBatch]:
-        """The next step's streams."""
-        ...
+class Stateful(Protocol):
+    """What a run that goes on must find again as it was."""
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands: JSON values and tensors."""
@@ -23,6 +19,14 @@ class Batches(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
+        ...
+
+
+class Batches(Stateful, Protocol):
+    """An endless source of what one optimiser step reads, by stream."""
+
+    def next(self) -> dict[str, TokenBatch]:
+        """The next step's streams."""
         ...
 
 

@@ -13,7 +13,7 @@ from assay.algorithms import Algorithm, Memory
 from assay.engine.checkpoint import load_checkpoint, save_checkpoint
 from assay.engine.learner import Lagging, Learner
 from assay.settings import InputError, Settings
-from assay.train.batches import Batches
+from assay.train.batches import Batches, Stateful
 from assay.train.buffer import Buffer
 from assay.train.schedule import Schedule, learning_rate
 
@@ -66,6 +66,7 @@ class Training:
         self.folder, self.identity = folder, dict(identity)
         self.step = 0
         self.buffer = Buffer(algorithm)
+        self.places: dict[str, Stateful] = {"batches": batches, "buffer": self.buffer}  # parts of checkpoints
         self.memory: Memory = {}
         self.stopped = False  # set by whoever watches: no further step is computed
 
@@ -81,11 +82,11 @@ class Training:
             )
         for name, learner in self._kept():
             learner.load_state_dict(_under(found.tensors, f"{name}."))
-        for name, place in (("batches", self.batches), ("buffer", self.buffer)):
-            place.load_state_dict({**found.state[name], **_under(found.tensors, f"{name}.")})
+        self.step = found.step
+        for name, place in self.places.items():
+            place.load_state_dict({**found.state.get(name, {}), **_under(found.tensors, f"{name}.")})
         self.memory = _under(found.tensors, "memory.")
         torch.set_rng_state(found.tensors["rng"])
-        self.step = found.step
         return True
 
     def save(self) -> Path:
@@ -95,7 +96,7 @@ class Training:
             tensors |= {f"{name}.{key}": value for key, value in learner.state_dict().items()}
         tensors |= {f"memory.{name}": value for name, value in self.memory.items()}
         kept: dict[str, Any] = {"identity": self.identity}
-        for name, place in (("batches", self.batches), ("buffer", self.buffer)):
+        for name, place in self.places.items():
             state = place.state_dict()
             tensors |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
             kept[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}

@@ -123,7 +123,6 @@ class TokenBatch(Table):
     old_logprobs: TokenFloat
     ref_logprobs: TokenFloat
     values: TokenFloat
-    final_values: RowFloat  # bootstraps an answer cut by length
     advantages: TokenFloat
     returns: TokenFloat
     source: RowInt  # who drew a response: 0 the policy, k the k-th of what the algorithm draws beside it

@@ -229,11 +229,15 @@ def check_inputs(config: Any) -> None:
     """What can be told before any model loads: can the files that the settings name be read?"""
     from assay.config_files import leaves
     from assay.feedback.read import read_comparisons, read_demonstrations, read_prompts, read_texts
+    from assay.rewards.principles import read_principles
     from assay.settings import InputError
 
     told = dict(leaves(config))
     for name, path in told.items():
         if not path or not name.endswith(".path"):
+            continue
+        if name == "principles.path":
+            read_principles(path)
             continue
         said: list[InputError] = []
         for reader in (read_comparisons, read_demonstrations, read_prompts, read_texts):

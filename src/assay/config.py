@@ -85,6 +85,7 @@ class RewardUse(Settings):
     reward: str = ""  # a model, several separated by commas, or implicit:POLICY:REFERENCE; default: the run's
     reward_rule: RuleName = ""  # how the opinions of several models or heads become one; default: as the model says
     reward_penalty: float = 1.0  # of rules "cautious" and "soft": how much uncertainty costs
+    reward_weights: tuple[float, ...] = ()  # of the objectives of a model that has several; default: all alike
     principles: PrincipleSettings = field(default_factory=PrincipleSettings)  # what an instructable model is told
     token_budget: int = 8192  # tokens computed at once; changes memory and speed, never the result
     dtype: DType = "auto"
@@ -147,7 +148,7 @@ class PolicyConfig(RewardUse):
     cut_answers: Literal["keep", "penalty", "mask"] = "keep"  # of answers that ended by length: paid less, or not read
     cut_penalty: float = 1.0
     num_answers: int = 4  # per prompt
-    batch_size: int = 16  # prompts (or pairs, or demonstrations) per optimiser step
+    batch_size: int = 16  # prompts (or pairs, or demonstrations) of a batch
     steps: int = 0  # optimiser steps; 0: as `epochs` says
     epochs: float = 1.0
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
@@ -190,7 +191,7 @@ class CollectConfig(Settings):
     feedback: DataSettings = field(default_factory=DataSettings)  # import comparisons in any of the field's formats
     model: str = DEFAULT_MODEL
     num_prompts: int | None = None
-    num_answers: int = 2  # per prompt; all pairs of them are judged
+    num_answers: int = 2  # per prompt; judged two by two, in the order they were sampled
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     oracle: str = "text"  # what the annotator wants
     judge: str = ""  # labels instead: a language model (name, folder, hub id), http://host/v1#model or openai:model

@@ -84,8 +84,11 @@ AT_LEAST: Mapping[str, float] = {
     "num_epochs": 1,
     "num_minibatches": 1,
     "sync": 1,
+    "patience": 1,
+    "alpha_batches": 1,
 }
-MORE_THAN_0 = ("sampling.temperature", "max_norm", "top_p", "share")
+MORE_THAN_0 = ("sampling.temperature", "max_norm", "top_p", "share", "kl_horizon")
+MORE_THAN_0 += ("algorithm.beta", "algorithm.temperature")
 AT_MOST_1 = ("top_p", "share", "mixture")
 
 

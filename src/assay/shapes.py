@@ -1,8 +1,8 @@
 """Shape aliases, the only file that writes shape strings.
 
-B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), C tokens of a chunk,
-V vocabulary entries, N tokens of a packed row, D width of the hidden vectors,
-G rankings, K responses of the longest one, L numbers of a head or levels of a scale, A annotators, W bytes.
+B responses, T tokens of the longest response, P pairs (rows 2i chosen and 2i + 1 rejected), N tokens of a
+packed row, D width of the hidden vectors, G rankings, K responses of the longest one, L numbers of a head or levels of
+a scale, A annotators, W bytes.
 """
 
 from typing import TypeAlias
@@ -26,14 +26,9 @@ TokenLevels: TypeAlias = Float[Tensor, "B T L"]
 RowLevels: TypeAlias = Float[Tensor, "B L"]
 PairLevels: TypeAlias = Float[Tensor, "P L"]
 PairFloat: TypeAlias = Float[Tensor, " P"]
-PairBool: TypeAlias = Bool[Tensor, " P"]
 PairInt: TypeAlias = Int[Tensor, " P"]
 AnnotatorFloat: TypeAlias = Float[Tensor, " A"]
 AnnotatorLevels: TypeAlias = Float[Tensor, "A L"]
-ChunkInt: TypeAlias = Int[Tensor, " C"]
-ChunkFloat: TypeAlias = Float[Tensor, " C"]
-ChunkLogits: TypeAlias = Float[Tensor, "C V"]
 FlatInt: TypeAlias = Int[Tensor, " N"]
 FlatFloat: TypeAlias = Float[Tensor, " N"]
 Hidden: TypeAlias = Float[Tensor, "N D"]
-Scalar: TypeAlias = Float[Tensor, ""]

@@ -39,6 +39,24 @@ def price_of(world, target):
     return math.exp(low)
 
 
+def test_answers_that_are_masked_have_no_kl():
+    """Half of them gone: the coefficient moves as it does for the other half alone, by their KL and their number."""
+    world = World.random(contexts=2, vocabulary=3, horizon=2, seed=0)
+    model = TabularModel(world)
+    batch = TabularRollouts(model, num_prompts=4, num_answers=2, seed=0).next()["main"]
+    batch = batch.fill(ref_logprobs=batch.sampler_logprobs - 0.5)
+    algorithm = RLOO(kl_coef=1.0, target_kl=0.1, kl_horizon=50.0)
+    mask = batch.mask.clone()
+    mask[::2] = False
+    halves = [batch.fill(mask=mask), batch.select(torch.arange(1, batch.num_rows, 2)), batch.fill(mask=mask & False)]
+    after = []
+    for half in halves:
+        memory = {}
+        algorithm.coefficient(half, memory)
+        after.append(float(memory["kl_coef"]) if memory else None)
+    assert after[0] == after[1] > 1.0 and after[2] is None
+
+
 @pytest.mark.parametrize("start", [0.2, 4.0])
 @pytest.mark.parametrize("target", [0.2, 0.8])
 def test_the_kl_ends_near_its_target(target, start):

@@ -1,7 +1,7 @@
 """The gradient of a step does not depend on how it was cut into micro-batches."""
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -294,3 +294,15 @@ def test_gradients_that_come_late_or_never_or_as_rows_are_what_autograd_says():
         assert (found["idle.weight"] == 0).all() and (found["table.weight"][[0, 2, 9]] == 0).all()
         assert found["table.weight"][[1, 3, 7]].abs().min() > 0
         optimizer.step(lr=1e-3, max_norm=1.0)
+
+
+def test_what_others_wrote_is_read_at_temperature_1():
+    """The temperature is that of what is sampled, the main stream; a further stream's likelihood is the model's own."""
+    warm, plain = learner(4096, heads=()), learner(4096, heads=())
+    warm.model.temperature = 0.5
+    terms = SFT().losses()
+    beside = tuple(replace(term, stream="texts") for term in terms)
+    batch = batch_of()
+    (found,) = (warm.forward_backward({"texts": batch}, beside)["texts/nll"],)
+    assert found == plain.forward_backward({"main": batch}, terms)["nll"]
+    assert warm.forward_backward({"main": batch}, terms)["nll"] != found and warm.model.temperature == 0.5

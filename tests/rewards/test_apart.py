@@ -72,6 +72,16 @@ def rollouts(*texts):
     ]
 
 
+def test_imports_that_take_too_long_are_a_fault_like_others(places, tmp_path, monkeypatch):
+    """And the process's late word is never taken for an answer."""
+    (tmp_path / "rules.py").write_text("import time\ntime.sleep(3)\n" + RULES)
+    source = rewards(places("length"), timeout=1.0, then="mask")  # imported here, where it may take its time
+    monkeypatch.setattr("assay.rewards.apart.START", 0.2)
+    with pytest.raises(InputError, match="took longer than"):
+        source.rules.score_parts(["Hello."], [[{"role": "assistant", "content": "Hi."}]], topic=["greeting"])
+    assert source(rollouts("a"), 1).failed == [True]
+
+
 def rewards(places, timeout=10.0, **faults):
     settings = FaultSettings(timeout=timeout, **faults)
     return Rewards(None, 1.0, load_rules(places, settings.timeout), {}, settings)

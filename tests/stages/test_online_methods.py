@@ -89,7 +89,16 @@ REFUSED = [
     (["ppo", "--critic.kind", "adapter"], "--lora.rank"),
     (["ppo", "--critic.kind", "shared", "--critic.lr", "0.1"], "none of its own"),
     (["nlpo", "--sampling.top_p", "0.5"], "has a cut of its own"),
-    (["rloo", "--dense.kind", "rewards"], "has one reward a conversation"),
+    (["ppo", "--dense.kind", "rewards"], "has one reward a conversation"),
+    (["rloo", "--dense.kind", "rewards"], "credits whole answers"),
+    (["rloo", "--stop.uncertainty", "2"], "has one opinion"),
+    (["rloo", "--algorithm.kl_coef", "0", "--algorithm.track_kl", "false", "--stop.kl", "2"], "does not measure it"),
+    (["rloo", "--algorithm.kl_coef", "0", "--algorithm.track_kl", "false", "--reference.every", "2"], "no reference"),
+    (["ppo", "--algorithm.target_kl", "2", "--critic.alone", "2"], "would sink"),
+    (["ppo", "--critic.lr", "1e-4", "--optimiser.lr", "0"], "a multiple inside"),
+    (["rloo", "--stop.patience", "0"], "must be at least 1"),
+    (["sppo", "--algorithm.beta", "0"], "must be more than 0"),
+    (["rloo", "--reward_weights", "1", "2"], "no objectives to weigh"),
     (["rloo", "--sampling.top_p", "1.5"], "must be at most 1"),
     (["p3o", "--algorithm.kl_in", "loss"], "algorithm.kl_in"),
     (["online_dpo", "--algorithm.kl_coef", "0.1"], "online_dpo charges no KL beside its beta"),
@@ -178,7 +187,7 @@ class Died(BaseException):
 
 def test_a_higher_limit_goes_on_where_the_lower_one_ended_the_run(asked, tmp_path):
     assert train(tmp_path / "one", asked, "rloo", *STOPPING) == OK
-    higher = [*STOPPING[:1], "0.03", *STOPPING[2:]]
+    higher = [*STOPPING[:1], "100", *STOPPING[2:]]
     assert train(tmp_path / "one", asked, "rloo", *higher) == OK
     assert train(tmp_path / "other", asked, "rloo", *higher) == OK
     assert_same_policy(tmp_path / "one", tmp_path / "other")
@@ -192,6 +201,37 @@ def test_the_same_command_after_a_stop_changes_nothing(asked, tmp_path):
     second = load_file(tmp_path / "policy" / "model.safetensors")
     assert len(RunDirectory(tmp_path).read_metrics("policy")) == num
     assert all((first[name] == second[name]).all() for name in first)
+
+
+def test_a_separate_critic_with_adapters_is_the_seeds(asked, tmp_path):
+    for name in ("one", "other"):
+        torch.randn(3)  # what ran before in the process has no say
+        assert train(tmp_path / name, asked, "ppo", "--lora.rank", "4", "--steps", "2") == OK
+    assert_same_policy(tmp_path / "one", tmp_path / "other")
+    rows = [RunDirectory(tmp_path / name).read_metrics("policy") for name in ("one", "other")]
+    assert [row["value_loss"] for row in rows[0]] == [row["value_loss"] for row in rows[1]]
+
+
+def test_nash_md_has_its_reference_for_the_mixture(asked, tmp_path):
+    words = ["--algorithm.kl_coef", "0", "--algorithm.track_kl", "false", "--steps", "1"]
+    assert train(tmp_path, asked, "nash_md", *words) == OK
+
+
+OFFLINE = [
+    (["--environment", "game.py:Game"], "--environment"),
+    (["--dense.kind", "potentials"], "--dense.kind"),
+    (["--judge", "smollm2-135m-instruct"], "--judge"),
+    (["--principles.path", "principles.jsonl", "--principles.told", "kind"], "--principles.path"),
+    (["--cut_answers", "mask"], "--cut_answers"),
+    (["--stop.kl", "2"], "--stop.kl"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), OFFLINE, ids=[said for _, said in OFFLINE])
+def test_what_only_online_methods_read_is_refused_elsewhere(words, said, tmp_path, capsys):
+    told = ["policy", "--run", str(tmp_path), "--data.path", "pairs.jsonl", "--algorithm.name", "dpo", *words]
+    assert main(told) == WRONG_INPUT
+    assert f"{said}: dpo" in capsys.readouterr().err
 
 
 FAULTY = '''

@@ -28,7 +28,7 @@ class A2C(TokenWise):
     entropy_coef: float = 0.0  # reward per nat of the next token's entropy
     whiten_advantages: bool = True
 
-    critic: ClassVar[bool] = True
+    credits_tokens: ClassVar[bool] = True
 
     @property
     def reduction(self) -> Reduction:

@@ -31,4 +31,5 @@ class APA(A2C):
 
     def tokens(self, out: ModelOutput, batch: TokenBatch) -> TokenFloat:
         """The squared distance to what the advantage asks for."""
-        return advantage_regression(out.logprobs - batch.ref_logprobs, batch.advantages, self.temperature)
+        moved = out.logprobs - batch.ref_logprobs
+        return self.with_entropy(advantage_regression(moved, batch.advantages, self.temperature), out)

@@ -34,6 +34,11 @@ class NashMD(TokenWise):
         if not 0 <= self.mixture <= 1:
             raise InputError(f"algorithm.mixture must lie between 0 and 1; got {self.mixture}")
 
+    @property
+    def reference(self) -> bool:
+        """The mixture is made with it."""
+        return True
+
     def prepare(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """How probably each answer beats the mixture's; the mixture's answers then go."""
         mine, theirs = batch.source == 0, batch.source == 1

@@ -38,6 +38,7 @@ class OnPolicy(Settings, ABC):
     draws: ClassVar[tuple[str, ...]] = ()
     min_answers: ClassVar[int] = 1
     charges_kl: ClassVar[bool] = True  # False where a method's own beta is the KL's only price
+    credits_tokens: ClassVar[bool] = False  # True where a token is credited with what is paid from it on
 
     @property
     def reference(self) -> bool:
@@ -91,15 +92,25 @@ class OnPolicy(Settings, ABC):
         if not self.target_kl:
             return self.kl_coef
         coef = float(memory.get("kl_coef", torch.tensor(self.kl_coef, dtype=torch.float64)))
-        kl = float(masked_sum(kl_of_sample(batch), batch.mask).mean())
-        after = adapted(coef, kl, self.target_kl, num=batch.num_rows, horizon=self.kl_horizon)
+        read = batch.mask.any(1)  # an answer that is masked as a whole has no KL, not one of 0
+        if not read.any():
+            return coef
+        kl = float(masked_sum(kl_of_sample(batch), batch.mask)[read].mean())
+        after = adapted(coef, kl, self.target_kl, num=int(read.sum()), horizon=self.kl_horizon)
         memory["kl_coef"] = torch.tensor(after, dtype=torch.float64)
         return coef
 
     def token_rewards(self, batch: TokenBatch, rewards: RowFloat | None = None) -> TokenFloat:
-        """[B, T] what each token is paid: `rewards` at the last one, or the batch's dense ones; the KL taken off."""
-        rewards = batch.rewards if rewards is None else rewards
-        paid = batch.token_rewards if "token_rewards" in batch else at_last_token(rewards, batch.mask)
+        """[B, T] what each token is paid: `rewards` at the last one, or the batch's dense ones; the KL taken off.
+
+        Where both are there, what `rewards` differ by from the batch's is paid at the end.
+        """
+        if "token_rewards" not in batch:
+            paid = at_last_token(batch.rewards if rewards is None else rewards, batch.mask)
+        else:
+            paid = batch.token_rewards
+            if rewards is not None:
+                paid = paid + at_last_token(rewards - batch.rewards, batch.mask)
         if self.kl_off_reward:
             paid = paid - batch.kl_coef[:, None] * torch.where(batch.mask, kl_of_sample(batch), 0.0)
         return paid

@@ -1,7 +1,7 @@
 """REINFORCE: Williams 1992, sec. 4; each token is credited with the rewards from it on, less a baseline."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -21,10 +21,12 @@ class REINFORCE(TokenWise):
     baseline: Literal["none", "moving"] = "moving"
     decay: float = 0.9  # of the moving baseline
 
+    credits_tokens: ClassVar[bool] = True
+
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Rewards to go, less the baseline; the first batch has none to take off."""
         to_go = rewards_to_go(self.token_rewards(batch), batch.mask, 1.0)
-        if self.baseline == "none":
+        if self.baseline == "none" or not batch.mask.any():
             return batch.fill(advantages=to_go)
         zero = torch.zeros((), dtype=torch.float64)
         total, weight = memory.get("baseline", zero), memory.get("weight", zero)

@@ -3,7 +3,7 @@ arXiv:2501.03262, sec. 3.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from assay.algorithms.base import Learners, Memory
 from assay.algorithms.on_policy import TokenWise, old_logprobs
@@ -26,6 +26,8 @@ class REINFORCEPP(TokenWise):
     num_epochs: int = 2
     clip: float = 0.2
     baseline: Literal["none", "group"] = "none"  # "group": the prompt's mean is taken off first
+
+    credits_tokens: ClassVar[bool] = True
 
     @property
     def reduction(self) -> Reduction:

@@ -26,6 +26,7 @@ class TabularModel(nn.Module):
 
     shares_prompts = True
     adapter = None
+    temperature = 1.0
 
     def __init__(self, world: World, *, features: Tensor | None = None, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

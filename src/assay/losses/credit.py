@@ -14,7 +14,8 @@ def leave_one_out(rewards: RowFloat, group: RowInt) -> RowFloat:
     """
     total, size = _totals(rewards, group)
     siblings = size - 1
-    return torch.where(siblings > 0, rewards - (total - rewards) / siblings.clamp(min=1), 0.0)
+    others = (total - rewards) / siblings.clamp(min=1)
+    return torch.where(siblings > 0, rewards - others, 0.0).to(rewards.dtype)
 
 
 def group_mean(rewards: RowFloat, group: RowInt) -> RowFloat:
@@ -24,7 +25,7 @@ def group_mean(rewards: RowFloat, group: RowInt) -> RowFloat:
     responses to (G - 1) / G of the policy gradient.
     """
     total, size = _totals(rewards, group)
-    return total / size
+    return (total / size).to(rewards.dtype)
 
 
 def group_deviation(rewards: RowFloat, group: RowInt) -> RowFloat:
@@ -33,7 +34,7 @@ def group_deviation(rewards: RowFloat, group: RowInt) -> RowFloat:
     Source: definition; Shao et al. 2024, arXiv:2402.03300, sec. 4.1.2, do not say which one; n - 1 is usual.
     """
     total, size = _totals((rewards - group_mean(rewards, group)) ** 2, group)
-    return torch.sqrt(total / (size - 1).clamp(min=1))
+    return torch.sqrt(total / (size - 1).clamp(min=1)).to(rewards.dtype)
 
 
 def at_last_token(rewards: RowFloat, mask: TokenBool) -> TokenFloat:
@@ -78,8 +79,8 @@ def gae(token_rewards: TokenFloat, values: TokenFloat, mask: TokenBool, *, gamma
     return found
 
 
-def whiten(values: TokenFloat, mask: TokenBool, *, centre: bool = True) -> TokenFloat:
-    """Counted values over their standard deviation, their mean taken off unless `centre` is False; 0 where masked.
+def whiten(values: TokenFloat, mask: TokenBool) -> TokenFloat:
+    """Counted values less their mean, over their standard deviation; 0 where masked.
 
     Padding does not count, neither for the mean nor for the deviation.
 
@@ -88,8 +89,8 @@ def whiten(values: TokenFloat, mask: TokenBool, *, centre: bool = True) -> Token
     counted = values[mask].double()  # in fp32 the rounding of the mean of equal values would pass for a deviation
     if len(counted) < 2:
         return torch.where(mask, values, 0.0)
-    mean, deviation = counted.mean() if centre else 0.0, counted.std()
-    scaled = (values.double() - mean) / (deviation if deviation > 1e-8 else 1.0)
+    deviation = counted.std()
+    scaled = (values.double() - counted.mean()) / (deviation if deviation > 1e-8 else 1.0)
     return torch.where(mask, scaled.to(values.dtype), 0.0)
 
 
@@ -136,7 +137,7 @@ def win_rates(rewards: RowFloat, group: RowInt) -> RowFloat:
 
 
 def _totals(values: RowFloat, group: RowInt) -> tuple[Tensor, Tensor]:
-    """Sum and size of each response's group, [B] each."""
+    """Sum and size of each response's group, [B] each; in fp64, where the mean of equal values is that value."""
     _, index, size = torch.unique(group, return_inverse=True, return_counts=True)
-    total = torch.zeros(len(size), dtype=values.dtype, device=values.device).index_add(0, index, values)
+    total = torch.zeros(len(size), dtype=torch.float64, device=values.device).index_add(0, index, values.double())
     return total[index], size[index]

@@ -93,7 +93,10 @@ class Apart:
                 text=True,
                 encoding="utf-8",
             )
-            self._read(self.process, max(self.timeout, START))  # "ready": imports are not what the timeout is about
+            if self._read(self.process, max(self.timeout, START)) is None:  # "ready": imports have a time of their own
+                self.close()
+                self.num_killed += 1
+                raise InputError(f"the imports of {', '.join(self.places)} took longer than {START:g} s; killed")
         return self.process
 
     def close(self) -> None:

@@ -82,6 +82,10 @@ class Instructed(Reward):
             self.num_drawn += 1
         return self._last[1]
 
+    def anew(self) -> None:
+        """Another batch begins: its first prompt's principles are drawn, whichever prompt came last."""
+        self._last = ("", ())
+
     def outputs_encoded(self, encoded: Sequence[Encoded]) -> Tensor:
         """As the inner one's."""
         return self.inner.outputs_encoded(encoded)

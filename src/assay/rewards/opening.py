@@ -39,7 +39,9 @@ def open_reward(
     Raises InputError where members differ in tokenizer or template, or a rule needs opinions that a model has not.
     """
     members = [_open(name, dtype, token_budget) for name in names_of(spec)]
-    for member in members:
+    for name, member in zip(names_of(spec), members, strict=True):
+        if weights and member.readout.kind != "attributes":
+            raise InputError(f"--reward_weights: {name} has one reward and no objectives to weigh; leave them out")
         member.readout = replace(member.readout, weights=tuple(weights) or member.readout.weights)
     if len(members) > 1:
         return Ensemble(members, Readout(kind="ensemble", rule=cast(Rule, rule or "mean"), penalty=penalty))

@@ -1,6 +1,7 @@
 """What several stages need: required settings, oracles by name, encoding that counts what is too long."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from assay.config import DataSettings, PolicyConfig, RewardUse
+from assay.config_files import plain
 from assay.engine.catalog import hash_of_folder, resolve_model
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
-from assay.records import Prompt, Record, Response
+from assay.records import Comparison, Prompt, Record, Response
 from assay.report.run import RunDirectory
 from assay.rewards.adapters import adapter_folders
 from assay.rewards.implicit import PREFIX, ImplicitSource
@@ -42,6 +44,8 @@ def open_run(path: str) -> RunDirectory:
 def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> tuple[Any, ...]:
     """Records as `data` says, the account of reading them printed."""
     source = require(data.path, f"{flag}.path", "a file, a dataset folder or a hub id")
+    if data.objectives and "objectives" not in inspect.signature(reader).parameters:
+        raise InputError(f"--{flag}.objectives: these records hold one judgement each, of no named objective")
     objectives = {"objectives": data.objectives} if data.objectives else {}
     found = reader(source, split=data.split, on_bad=data.on_bad, limit=data.limit, **objectives)
     say(str(found.report))
@@ -74,6 +78,7 @@ def load_rewards(name: str, config: RewardUse) -> Reward:
         name,
         rule=config.reward_rule,
         penalty=config.reward_penalty,
+        weights=config.reward_weights,
         dtype=config.dtype,
         token_budget=config.token_budget,
     )
@@ -81,12 +86,21 @@ def load_rewards(name: str, config: RewardUse) -> Reward:
 
 
 def hash_of_rewards(name: str, config: RewardUse) -> str:
-    """The weights of all models of that name, and how they are read where the settings say it."""
-    weights = "+".join(_weights_of(part) for part in names_of(name))
-    return f"{weights} {config.reward_rule} {config.reward_penalty}" if config.reward_rule else weights
+    """The weights of all models of that name, and how they are read where the settings say it.
+
+    What is drawn for each prompt is not in it: an audit cannot know which principles those will be.
+    """
+    told = ["+".join(hash_of_model(part) for part in names_of(name))]
+    if config.reward_rule:
+        told.append(f"{config.reward_rule} {config.reward_penalty}")
+    if config.reward_weights:
+        told.append(f"weights {config.reward_weights}")
+    if (sampler := config.principles.sampler()) is not None and sampler.fixed:
+        told.append(f"told {plain(sampler)['fixed']}")
+    return " ".join(told)
 
 
-def _weights_of(name: str) -> str:
+def hash_of_model(name: str) -> str:
     """The hash of a model's folder; of both and the scale where a policy and its reference are the reward."""
     if folders := adapter_folders(name):
         return "+".join(hash_of_folder(str(folder)) for folder in folders)
@@ -151,13 +165,15 @@ def hash_of(records: Iterable[Record]) -> str:
 
 def data_columns(records: Sequence[Any], declared: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     """The data columns that an algorithm declares, from the records' other columns: a number a record, or a list of
-    one for each of its answers."""
+    one for each of its answers, in the order of the file."""
     found: dict[str, torch.Tensor] = {}
     for name in declared:
         values: list[float] = []
         for record in records:
             value = record.meta.get(name)
             numbers = value if isinstance(value, list | tuple) else [value]
+            if isinstance(record, Comparison) and record.chosen is record.responses[1]:
+                numbers = numbers[::-1]  # a batch has the chosen answer first
             if not all(isinstance(number, int | float) for number in numbers):
                 raise InputError(f"record {record.id}: the algorithm reads a column {name!r} of numbers; got {value!r}")
             values += [float(number) for number in numbers]
@@ -165,10 +181,16 @@ def data_columns(records: Sequence[Any], declared: Mapping[str, Any]) -> dict[st
     return found
 
 
-def hash_of_rule(told: str) -> list[str]:
-    """A rule as it was named, and 16 hexadecimal digits of its file's content."""
-    path = Path(told.rpartition("*")[2].rpartition(":")[0])
-    return [told, hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else ""]
+def hash_of_code(told: str) -> list[str]:
+    """What a place like file.py:name, a weight before it or not, means: 16 hexadecimal digits of the file, the name.
+
+    Of a package's module the name is all that is known.
+    """
+    weight, _, place = told.rpartition("*")
+    path, _, name = place.rpartition(":")
+    if not Path(path).is_file():
+        return [told]
+    return [weight, name, hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]]
 
 
 def distinct_pairs(texts: Sequence[str]) -> float:

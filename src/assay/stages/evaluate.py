@@ -78,7 +78,8 @@ def compare(
     rewards: Sequence[Sequence[float]] | None,
     judge: str,
 ) -> list[Finding]:
-    """Gain, win rates, lengths and variety; `judge` says whose rewards decide."""
+    """Gain, win rates, lengths and variety; `judge` says whose rewards decide: the oracle's, or the reward model's."""
+    what = {"oracle": "oracle reward", "reward": "reward"}[judge]
     ids = np.array([prompt.id for prompt in prompts])
     base, policy = (np.array(values) for values in judged)
     lengths = [np.array([len(rollout.ids) for rollout in side], dtype=float) for side in sides]
@@ -87,11 +88,9 @@ def compare(
     characters = [np.array([len(text) for text in side], dtype=float) for side in texts]
     controlled = length_controlled_win_rate(outcomes, characters[1] - characters[0], ids)
     found = [
-        paired_bootstrap(policy, base, ids).finding(
-            "gain", "mean oracle reward of the policy minus the base's, paired"
-        ),
-        bootstrap_mean(base, ids).finding("oracle/base", "mean oracle reward"),
-        bootstrap_mean(policy, ids).finding("oracle/policy", "mean oracle reward"),
+        paired_bootstrap(policy, base, ids).finding("gain", f"mean {what} of the policy minus the base's, paired"),
+        bootstrap_mean(base, ids).finding("oracle/base", f"mean {what}"),
+        bootstrap_mean(policy, ids).finding("oracle/policy", f"mean {what}"),
         win_rate(outcomes, ids).finding("win_rate", "share of prompts on which the policy is judged better, ties half"),
         controlled.finding("win_rate/length_controlled", "the same at equal length"),
     ]
@@ -126,7 +125,10 @@ def distance(
     count = sum(len(r) for r in ratio)
     found.append(Finding(probe="kl_per_token", value=float(k1.sum() / count), n=count, message="nats a token, k1"))
     perplexities = []
-    own = [torch.tensor(rollout.sampler_logprobs) for rollout in sides[0]]  # known since the base drew them
+    if base.settings.cuts:  # what the base told when it drew them is of the tokens that were left to draw from
+        own = _logprobs(base, sides[0], budget)
+    else:
+        own = [torch.tensor(rollout.sampler_logprobs) for rollout in sides[0]]
     for name, logprobs in (("base", own), ("policy", under_base)):
         tokens = torch.cat(logprobs)
         perplexities.append(math.exp(-float(tokens.mean())))

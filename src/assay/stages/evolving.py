@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from assay.config import RewardConfig
+from assay.config import DataSettings, RewardConfig
 from assay.feedback.read import read_rankings
 from assay.feedback.split import split_by_prompt
 from assay.records import Comparison, Response
@@ -27,31 +27,32 @@ from assay.tokens.chat import Encoded
 class Pool:
     """Pairs without labels, in the order they were shown; `better` holds the better answer by id, where it is known."""
 
-    pairs: tuple[Comparison, ...]
+    parts: tuple[tuple[Sequence[Comparison], DataSettings, str], ...]  # with the settings they were read by, by flag
     better: dict[str, Response]
 
     def __bool__(self) -> bool:
-        return bool(self.pairs)
+        return bool(self.parts)
 
 
 def find_pool(train: tuple[Judgement, ...], config: RewardConfig) -> tuple[tuple[Judgement, ...], Pool]:
     """What is learned from as people labelled it, and the pairs that the model labels itself."""
-    pairs: list[Comparison] = []
+    parts: list[tuple[Sequence[Comparison], DataSettings, str]] = []
     better: dict[str, Response] = {}
     if config.labelled < 1:
         train, rest = split_by_prompt(train, held_out=1 - config.labelled, seed=config.seed + 2)
         clear = [c for c in rest if isinstance(c, Comparison) and c.preference != 0.5]
         if len(clear) < len(rest):
             say(f"{len(rest) - len(clear)} ties are left out of the pool")
-        pairs += [dataclasses.replace(c, preference=1.0) for c in clear]
+        parts.append(([dataclasses.replace(c, preference=1.0) for c in clear], config.data, "data"))
         better |= {c.id: c.chosen for c in clear}
     if config.unlabelled.path:
-        for ranking in read(read_rankings, config.unlabelled, "unlabelled"):
-            pairs += [
-                Comparison(prompt=ranking.prompt, responses=two, source=ranking.source)
-                for two in itertools.combinations(ranking.responses, 2)
-            ]
-    return train, Pool(tuple(pairs), better)
+        pairs = [
+            Comparison(prompt=ranking.prompt, responses=two, source=ranking.source)
+            for ranking in read(read_rankings, config.unlabelled, "unlabelled")
+            for two in itertools.combinations(ranking.responses, 2)
+        ]
+        parts.append((pairs, config.unlabelled, "unlabelled"))
+    return train, Pool(tuple(part for part in parts if part[0]), better)
 
 
 def label_itself(
@@ -63,8 +64,8 @@ def label_itself(
         return [fitting.reward.encode((pair.prompt, response)) for response in pair.responses]
 
     limit = min(fitting.reward.context, fitting.config.max_tokens or fitting.reward.context)
-    data = fitting.config.data
-    items = keep_fitting(pool.pairs, encoded, limit, data)
+    items = [item for pairs, data, flag in pool.parts for item in keep_fitting(pairs, encoded, limit, data, flag)]
+    judged = bool(pool.better) and not fitting.config.unlabelled.path  # whether the truth is known of every pair
     kept: list[dict[str, object]] = [{"loop": 0, **_accuracy(fitting.reward, tested)}]
 
     def fit(model: RewardModel | None, chosen: Sequence[Item]) -> RewardModel:
@@ -79,7 +80,7 @@ def label_itself(
 
     def report(loop: Loop, model: RewardModel) -> None:
         kept.append({"loop": loop.index, **dataclasses.asdict(loop), **_accuracy(model, tested)})
-        known = f", {loop.precision:.1%} of the labels right ({loop.whole:.1%} over the pool)" if pool.better else ""
+        known = f", {loop.precision:.1%} of the labels right ({loop.whole:.1%} over the pool)" if judged else ""
         say(f"loop {loop.index}: {loop.num} of {loop.pool} pairs by {loop.status}{known}")
 
     evolved = evolve(
@@ -90,7 +91,7 @@ def label_itself(
         score=_rewards,
         fit=fit,
         swap=_swap,
-        right=right if pool.better and not fitting.config.unlabelled.path else None,
+        right=right if judged else None,
         report=report,
     )
     say(f"no further loop: {evolved.stopped}")

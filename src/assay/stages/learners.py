@@ -105,6 +105,8 @@ def check_critic(config: PolicyConfig) -> None:
         "lr": bool(critic.lr) and critic.kind == "shared",
         "alone": bool(critic.alone) and critic.kind == "shared",
     }
+    if critic.lr and not config.optimiser.lr:
+        raise InputError("--critic.lr needs an --optimiser.lr above 0, of which it is a multiple inside")
     for name, wrong in told.items():
         if wrong:
             raise InputError(f"--critic.{name}: a critic of kind {critic.kind} has none of its own; leave it out")

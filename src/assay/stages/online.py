@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +24,10 @@ from assay.stages.turns import Episodes
 from assay.train.batches import Shuffled
 
 MOST_ROUNDS = 4  # of sampling for one batch
-TEMPLATE_TOKENS = 16  # room for what a template adds around an answer
 
 
 class Rollouts:
-    """One batch a step: prompts in a seeded order, several answers to each, scored."""
+    """Prompts in a seeded order, several answers to each, scored."""
 
     def __init__(
         self,
@@ -68,9 +68,18 @@ class Rollouts:
             parts.append(self._beside(name, prompts))
         drawn = Drawn.joined(parts)
         sampled = time.perf_counter()
-        scored = self.rewards(drawn.rollouts, drawn.num)
+        scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
         self.facts = {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
         return self._without_failed(drawn, scored)
+
+    def _paid(self, drawn: Drawn, scored: Scored) -> Scored:
+        """The totals with what an environment paid, less the penalty of answers that were cut."""
+        totals = torch.tensor(scored.totals, dtype=torch.float64)
+        if self.episodes is not None:
+            totals = totals + drawn.samples.columns["token_rewards"].sum(1)
+        if self.config.cut_answers == "penalty":
+            totals = totals - self.config.cut_penalty * torch.tensor([r.stop == "length" for r in drawn.rollouts])
+        return replace(scored, totals=totals.tolist())
 
     def _without_failed(self, drawn: Drawn, scored: Scored) -> tuple[Drawn, Scored]:
         """The prompts whose rewards could be had; what could not be judged says nothing of the others either."""
@@ -110,7 +119,7 @@ class Rollouts:
         while len(kept[0].prompts) < self.config.batch_size and rounds < MOST_ROUNDS:
             more, their = self._scored()
             rounds += 1
-            facts = {name: value + facts.get(name, 0.0) for name, value in self.facts.items()}
+            facts = {name: facts.get(name, 0.0) + self.facts.get(name, 0.0) for name in {**facts, **self.facts}}
             differing = their.differing(more.num)
             kept = kept[0].together(more.of_prompts(differing)), kept[1].together(their.of_prompts(differing, more.num))
         self.facts = {**facts, "sampling_rounds": float(rounds)}
@@ -120,18 +129,10 @@ class Rollouts:
         return kept[0].of_prompts(range(size)), kept[1].of_prompts(range(size), drawn.num)
 
     def _finished(self, drawn: Drawn, scored: Scored) -> TokenBatch:
-        """The batch, with what answers that were cut are worth, and what the metrics tell of it."""
-        cut = [rollout.stop == "length" for rollout in drawn.rollouts]
-        totals = scored.totals
-        if self.config.cut_answers == "penalty":
-            totals = [t - self.config.cut_penalty * was_cut for t, was_cut in zip(totals, cut, strict=True)]
-        batch = drawn.batch(totals)
-        if self.episodes is not None:  # what the environment paid is there already; the rest comes at the end
-            batch = batch.fill(token_rewards=batch.token_rewards + at_last_token(batch.rewards, batch.mask))
-            batch = batch.fill(rewards=batch.token_rewards.sum(1))
-            totals = batch.rewards.tolist()
-        if self.dense is not None:
-            batch = batch.fill(token_rewards=self.dense(drawn.rollouts, batch))
+        """The batch, and what the metrics tell of it."""
+        totals, cut = scored.totals, [rollout.stop == "length" for rollout in drawn.rollouts]
+        batch = self._at_tokens(drawn, scored, drawn.batch(totals))
+        written = batch.mask.sum(1).tolist()
         if self.config.cut_answers == "mask":
             batch = batch.fill(mask=batch.mask & ~torch.tensor(cut)[:, None])
         own = [row for row, source in enumerate(drawn.source.tolist()) if source == 0]
@@ -142,11 +143,23 @@ class Rollouts:
             "reward_std": statistics.fmean(spreads),
             "frac_reward_zero_std": statistics.fmean(float(spread == 0) for spread in spreads),
             **{f"rewards/{name}/mean": statistics.fmean(v[row] for row in own) for name, v in scored.parts.items()},
-            "length_mean": statistics.fmean(float(len(drawn.rollouts[row].ids)) for row in own),
+            "length_mean": statistics.fmean(float(written[row]) for row in own),
             "share_cut": statistics.fmean(float(cut[row]) for row in own),
             "distinct_2": statistics.fmean(distinct_pairs([text_of(drawn.rollouts[row].response)]) for row in own),
         }
         return batch
+
+    def _at_tokens(self, drawn: Drawn, scored: Scored, batch: TokenBatch) -> TokenBatch:
+        """With what each token is paid, where something is paid before the end; all else comes at the end."""
+        if self.episodes is not None:
+            paid, there = batch.token_rewards, batch.token_rewards.sum(1)
+        elif self.dense is None:
+            return batch
+        elif self.dense.kind == "rewards":
+            paid, there = self.dense(drawn.rollouts, batch), self.rewards.weight * torch.tensor(scored.parts["model"])
+        else:
+            return batch.fill(token_rewards=self.dense(drawn.rollouts, batch))
+        return batch.fill(token_rewards=paid + at_last_token(batch.rewards - there, batch.mask))
 
     def state_dict(self) -> dict[str, Any]:
         """As `Batches`."""
@@ -165,12 +178,15 @@ class Rollouts:
 class Watch:
     """The truth on held-out prompts while a policy trains: looked at, never trained on."""
 
-    def __init__(self, sampler: PolicySampler, prompts: Sequence[Prompt], oracle: Oracle, *, seed: int) -> None:
-        self.sampler, self.prompts, self.oracle, self.seed = sampler, prompts, oracle, seed
+    def __init__(
+        self, source: PolicySampler | Episodes, prompts: Sequence[Prompt], oracle: Oracle, *, seed: int
+    ) -> None:
+        """`source` draws the answers, or plays the conversations."""
+        self.source, self.prompts, self.oracle, self.seed = source, prompts, oracle, seed
 
     def look(self) -> dict[str, float]:
         """The oracle's mean over one answer to each prompt; the same draws every time."""
         generator = torch.Generator().manual_seed(self.seed)
-        rollouts = self.sampler.draw(self.prompts, 1, generator).rollouts
+        rollouts = self.source.draw(self.prompts, 1, generator).rollouts
         rewards = self.oracle([r.prompt for r in rollouts], [r.response for r in rollouts])
         return {"oracle": statistics.fmean(rewards)}

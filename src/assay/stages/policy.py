@@ -25,8 +25,9 @@ from assay.settings import InputError
 from assay.stages.common import (
     data_columns,
     hash_of,
+    hash_of_code,
+    hash_of_model,
     hash_of_rewards,
-    hash_of_rule,
     keep_fitting,
     load_oracle,
     load_rewards,
@@ -65,17 +66,20 @@ def run(config: PolicyConfig) -> None:
     watched = open_watch(config)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
-    critic = open_critic(config, named_reward(config, place), encoder)
     torch.manual_seed(config.seed)
+    critic = open_critic(config, named_reward(config, place), encoder)
+    torch.manual_seed(config.seed)  # the policy's adapters are the same whatever critic there is
     model = load_model(source, encoder, config)
     learners = make_learners(model, config, critic=critic)
     cut = {"top_p": algorithm.top_p} if hasattr(algorithm, "top_p") else {}
     sampler = PolicySampler(model, encoder, replace(config.sampling, **cut), learner=learners["policy"])
     batches: Batches
+    episodes: Episodes | None = None
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
         prompts = rewards.fitting(prompts, config)
-        episodes = Episodes.load(sampler, config.environment, config.max_turns) if config.environment else None
+        if config.environment:
+            episodes = Episodes.load(sampler, config.environment, config.max_turns)
         dense = open_dense(config, rewards, encoder)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
         batches = Joined(online, offline(config, encoder, model, streams)[0])
@@ -109,7 +113,8 @@ def run(config: PolicyConfig) -> None:
     watch = None
     if watched is not None:
         prompts, oracle = watched
-        watch = Watch(sampler, sampler.fitting(prompts, config.watch, "watch"), oracle, seed=config.seed + 1)
+        prompts = sampler.fitting(prompts, config.watch, "watch")
+        watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1)
     with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
@@ -134,18 +139,24 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     """The reward model, its gate passed, and the programmatic rewards beside it."""
     named = named_reward(config, place)
     if not named and not (config.rules or config.environment or config.judge):
-        raise InputError("--reward is missing: give a reward model, or programmatic rewards with --rules")
+        raise InputError("--reward is missing: give a reward model, --rules, a --judge or an --environment")
     if config.reward_rule and not named:
         raise InputError("--reward_rule: there is no reward model whose opinions it could join; give one with --reward")
     model = None
     rules = load_rules(config.rules, config.faults.timeout)
-    identity: dict[str, Any] = {"rules": [hash_of_rule(rule) for rule in config.rules]}
+    identity: dict[str, Any] = {"rules": [hash_of_code(rule) for rule in config.rules]}
     if named:
         identity["model"] = hash_of_rewards(named, config)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
         model = load_rewards(named, config)
+        if config.stop.uncertainty and model.readout.kind in ("single", "attributes"):
+            raise InputError(f"--stop.uncertainty: {named} has one opinion; give an ensemble, or leave the limit out")
         if isinstance(model, Instructed):
             identity["principles"] = plain(model.sampler)
+    if config.environment:
+        identity["environment"] = hash_of_code(config.environment)
+    if config.dense.model:
+        identity["dense"] = hash_of_model(config.dense.model)
     judge = None
     if config.judge:
         judge = open_judge(config.judge, criterion=config.criterion or CRITERION, dtype=config.dtype)
@@ -154,7 +165,7 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
 
 
 def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) -> None:
-    """Refuse a reward that was not audited in this run with these weights (`weights_of`), or that failed."""
+    """Refuse a reward that was not audited in this run with these weights (`hash_of_rewards`), or that failed."""
     if ignore:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
         return
@@ -167,8 +178,8 @@ def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) 
     if audited.get("weights") != weights:
         raise InputError(
             f"{place.audit} speaks of another reward than {reward} as it is now, or read by another rule: run `assay "
-            f"audit --run {place.path} --reward {reward}` again with the same --reward_rule, or go on without with "
-            f"--ignore_gate true"
+            f"audit --run {place.path} --reward {reward}` again with the same --reward_rule, --reward_weights and "
+            f"--principles.told, or go on without with --ignore_gate true"
         )
     verdict = Audit.load(place.audit).verdict
     if not verdict.passed:
@@ -188,12 +199,13 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     settings = config.dense
     if not settings.kind:
         return None
-    if settings.kind == "rewards" and (settings.model or rewards.rules is not None):
-        raise InputError("--dense.kind rewards pays what the reward model says, alone: leave --dense.model and --rules")
+    if settings.kind == "rewards" and settings.model:
+        raise InputError("--dense.kind rewards pays what the reward model says: leave --dense.model out")
     model = open_reward(settings.model, dtype=config.dtype) if settings.model else rewards.model
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
-    return Dense(model, settings.kind, encoder, getattr(config.algorithm, "gamma", 1.0))
+    gamma = getattr(config.algorithm, "gamma", 1.0)
+    return Dense(model, settings.kind, encoder, gamma=gamma, weight=config.reward_weight)
 
 
 class Stream(NamedTuple):

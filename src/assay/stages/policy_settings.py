@@ -1,5 +1,6 @@
 """Settings of a policy's training that contradict each other, and those that make a run the run it is."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from assay.config import PolicyConfig
@@ -7,59 +8,129 @@ from assay.config_files import plain
 from assay.settings import InputError
 from assay.stages.learners import check_critic
 
-ELSEWHERE = ("run", "model", "reward", "reward_rule", "reward_penalty", "principles", "rules", "judge", "criterion")
-ELSEWHERE += ("checkpoints", "oracle", "watch", "watch_every", "stop", "faults", "token_budget")
+# Known by content, in the identity's other parts, or without a say in the result.
+ELSEWHERE = (
+    "run",
+    "model",
+    "reward",
+    "reward_rule",
+    "reward_penalty",
+    "reward_weights",
+    "principles",
+    "rules",
+    "judge",
+)
+ELSEWHERE += ("criterion", "environment", "ignore_gate", "checkpoints", "oracle", "watch", "watch_every", "stop")
+ELSEWHERE += ("faults", "token_budget")
+DRAWS = ("greedy", "reference", "mixture")
 
 
 def check(config: PolicyConfig) -> None:
     """Settings that contradict each other or would be passed over."""
-    algorithm = config.algorithm
-    least = getattr(algorithm, "min_answers", 1)
-    if algorithm.data == "rollouts" and config.num_answers < least:
-        raise InputError(f"--num_answers {config.num_answers}: {algorithm.name} compares at least {least} answers")
-    most = getattr(algorithm, "most_answers", config.num_answers)
-    if algorithm.data == "rollouts" and config.num_answers > most:
-        raise InputError(f"--num_answers {config.num_answers}: {algorithm.name} samples {most} of its own a prompt")
-    if getattr(algorithm, "even_answers", False) and config.num_answers % 2:
-        raise InputError(f"--num_answers {config.num_answers}: {algorithm.name} compares answers two by two")
+    if config.algorithm.data == "rollouts":
+        check_answers(config)
+        check_tokens_paid(config)
+    else:
+        check_offline(config)
+    check_critic(config)
+    check_kl(config)
+    check_watch(config)
+
+
+def check_answers(config: PolicyConfig) -> None:
+    """How many answers there are to a prompt, of whom, and what compares them."""
+    algorithm, num = config.algorithm, config.num_answers
+    draws = getattr(algorithm, "draws", ())
+    if unknown := [name for name in draws if name not in DRAWS]:
+        raise InputError(f"{algorithm.name}: draws {unknown[0]!r} is not one of {', '.join(DRAWS)}")
+    least, most = getattr(algorithm, "min_answers", 1), getattr(algorithm, "most_answers", num)
+    even = getattr(algorithm, "even_answers", False)
+    if num < least:
+        raise InputError(f"--num_answers {num}: {algorithm.name} compares at least {least} answers")
+    if num > most:
+        raise InputError(f"--num_answers {num}: {algorithm.name} samples {most} of its own a prompt")
+    if even and num % 2:
+        raise InputError(f"--num_answers {num}: {algorithm.name} compares answers two by two")
     parts = getattr(algorithm, "num_minibatches", 1)
     if parts > config.batch_size:
         raise InputError(f"--algorithm.num_minibatches {parts}: a batch has {config.batch_size} prompts to divide")
     if hasattr(algorithm, "top_p") and config.sampling.cuts:
         raise InputError(f"--sampling.top_p: {algorithm.name} has a cut of its own, --algorithm.top_p")
-    together = config.num_answers + len(getattr(algorithm, "draws", ()))
-    if config.judge and (together % 2 or (together > 2 and not getattr(algorithm, "even_answers", False))):
+    together = num + len(draws)
+    if config.judge and (together % 2 or (together > 2 and not even)):
         raise InputError(f"--judge compares two answers: {algorithm.name} has {together} to a prompt here")
-    if config.environment and (
-        config.judge or getattr(algorithm, "draws", ()) or hasattr(algorithm, "top_p") or config.dense.kind
-    ):
+    if config.environment and (config.judge or draws or hasattr(algorithm, "top_p") or config.dense.kind):
         raise InputError(f"--environment: {algorithm.name} with these settings reads single answers; leave it out")
-    check_critic(config)
-    check_kl(algorithm)
-    if (config.dense.kind or config.environment) and (
-        getattr(algorithm, "reward_norm", "none") != "none" or getattr(algorithm, "reward_clip", 0)
-    ):
+
+
+def check_tokens_paid(config: PolicyConfig) -> None:
+    """Rewards at tokens, of a method that credits tokens and does not reshape the rewards of whole answers."""
+    algorithm, kind = config.algorithm, config.dense.kind
+    if kind and not getattr(algorithm, "credits_tokens", True):
+        raise InputError(
+            f"--dense.kind {kind}: {algorithm.name} credits whole answers; reinforce, reinforce_pp and those with a "
+            f"critic credit tokens"
+        )
+    shaped = getattr(algorithm, "reward_norm", "none") != "none" or getattr(algorithm, "reward_clip", 0)
+    if (kind or config.environment) and shaped:
         raise InputError(
             f"--algorithm.reward_norm and .reward_clip of {algorithm.name} are about rewards of whole answers: where "
             f"tokens are paid set them to none and 0"
         )
-    if algorithm.data != "rollouts" and (config.rules or config.reward or config.reward_rule):
-        flag = "rules" if config.rules else "reward" if config.reward else "reward_rule"
-        raise InputError(f"--{flag}: {algorithm.name} learns from {algorithm.data} and reads no reward; leave it out")
-    if config.stop.oracle_drop and not config.oracle:
-        raise InputError("--stop.oracle_drop: there is no oracle to watch; name one with --oracle")
-    if bool(config.oracle) != bool(config.watch.path):
-        missing = "watch.path" if config.oracle else "oracle"
-        raise InputError(f"--{missing} is missing: the oracle is watched on held-out prompts, so both are needed")
 
 
-def check_kl(algorithm: Any) -> None:
-    """A KL that is asked for and that the method would not charge."""
+def check_offline(config: PolicyConfig) -> None:
+    """What only methods read that sample their own answers."""
+    algorithm = config.algorithm
+    told: Mapping[str, Any] = {
+        "rules": config.rules,
+        "reward": config.reward,
+        "reward_rule": config.reward_rule,
+        "reward_weights": config.reward_weights,
+        "judge": config.judge,
+        "environment": config.environment,
+        "dense.kind": config.dense.kind,
+        "principles.path": config.principles.path,
+    }
+    for flag, given in told.items():
+        if given:
+            raise InputError(
+                f"--{flag}: {algorithm.name} learns from {algorithm.data} and reads no reward; leave it out"
+            )
+    if config.cut_answers != "keep":
+        raise InputError(f"--cut_answers: {algorithm.name} samples no answers that could be cut; leave it out")
+
+
+def check_kl(config: PolicyConfig) -> None:
+    """A KL that is asked for and that the method would not charge, and a reference that it does not have."""
+    algorithm = config.algorithm
     asked = [name for name in ("kl_coef", "target_kl") if getattr(algorithm, name, 0)]
     if asked and not getattr(algorithm, "charges_kl", True):
         raise InputError(f"--algorithm.{asked[0]}: {algorithm.name} charges no KL beside its beta; leave it out")
     if asked == ["target_kl"]:
         raise InputError("--algorithm.target_kl needs a coefficient to begin with: set --algorithm.kl_coef above 0")
+    if "target_kl" in asked and config.critic.alone:
+        raise InputError(
+            "--algorithm.target_kl with --critic.alone: the KL is 0 while the critic is trained alone, and the "
+            "coefficient would sink; leave one of them out"
+        )
+    if config.reference.every and not algorithm.reference:
+        raise InputError(f"--reference.every: {algorithm.name} with these settings has no reference; leave it out")
+
+
+def check_watch(config: PolicyConfig) -> None:
+    """What is watched, and limits on what nothing measures."""
+    algorithm, stop = config.algorithm, config.stop
+    if bool(config.oracle) != bool(config.watch.path):
+        missing = "watch.path" if config.oracle else "oracle"
+        raise InputError(f"--{missing} is missing: the oracle is watched on held-out prompts, so both are needed")
+    if stop.oracle_drop and not config.oracle:
+        raise InputError("--stop.oracle_drop: there is no oracle to watch; name one with --oracle")
+    online = algorithm.data == "rollouts"
+    measured = {"kl": online and algorithm.reference, "entropy": online, "length": online, "uncertainty": online}
+    for name, there in measured.items():
+        if getattr(stop, name) and not there:
+            raise InputError(f"--stop.{name}: {algorithm.name} with these settings does not measure it; leave it out")
 
 
 def updates(algorithm: Any) -> int:
@@ -68,8 +139,9 @@ def updates(algorithm: Any) -> int:
 
 
 def identity(config: PolicyConfig) -> dict[str, Any]:
-    """The settings that shape the result; data, base and reward are known by their content, not by where they lie."""
+    """The settings that shape the result; data, base, code and rewards are known by content, not by where they lie."""
     told = plain(config)
     for data in (told["data"], *told["streams"].values()):
         data.pop("path")
+    told["dense"].pop("model")
     return {name: value for name, value in told.items() if name not in ELSEWHERE}

@@ -12,6 +12,7 @@ from assay.losses.credit import at_last_token, redistribute, shaping
 from assay.records import Prompt, Rollout
 from assay.rewards.apart import Apart, FaultSettings
 from assay.rewards.dense import at_sampled_tokens
+from assay.rewards.instructed import Instructed
 from assay.rewards.judge import Judge
 from assay.rewards.model import Reward
 from assay.rewards.rules import Several, combine, fill_rewards
@@ -55,9 +56,9 @@ class Dense:
     "potentials": the answer's reward at its end, and the change of the sum so far, which pays nothing in all.
     """
 
-    def __init__(self, model: Reward, kind: str, encoder: Encoder, gamma: float = 1.0) -> None:
-        """`gamma` is the algorithm's: potentials shape without harm under that one alone."""
-        self.model, self.kind, self.encoder, self.gamma = model, kind, encoder, gamma
+    def __init__(self, model: Reward, kind: str, encoder: Encoder, *, gamma: float = 1.0, weight: float = 1.0) -> None:
+        """`gamma` is the algorithm's: potentials shape without harm under that one alone. `weight` is of "rewards"."""
+        self.model, self.kind, self.encoder, self.gamma, self.weight = model, kind, encoder, gamma, weight
 
     def __call__(self, rollouts: Sequence[Rollout], batch: TokenBatch) -> TokenFloat:
         """[B, T]."""
@@ -65,7 +66,7 @@ class Dense:
         for row, values in enumerate(at_sampled_tokens(self.model, rollouts, self.encoder)):
             told[row, : len(values)] = values
         if self.kind == "rewards":
-            return told
+            return self.weight * told
         if self.kind == "attributions":
             return redistribute(batch.rewards, told, batch.mask)
         before = told.cumsum(1) - told  # the state before a token has been paid for the ones before it
@@ -100,6 +101,8 @@ class Rewards:
         """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting."""
         parts: dict[str, list[float]] = {}
         totals = [0.0] * len(rollouts)
+        if isinstance(self.model, Instructed):
+            self.model.anew()
         if self.model is not None:
             outputs = self.model.outputs([(rollout.prompt, rollout.response) for rollout in rollouts])
             parts["model"] = self.model.readout.reward(outputs).tolist()

@@ -76,7 +76,7 @@ class Drawn:
         return (torch.arange(self.num) - self.own + 1).clamp(min=0).repeat(len(self.prompts))
 
     def batch(self, rewards: Sequence[float]) -> TokenBatch:
-        """What an algorithm trains on: every sampled token counts."""
+        """What an algorithm trains on: every token counts that the policy wrote."""
         ids, lengths = self.samples.ids, self.samples.lengths
         columns: dict[str, Any] = {"mask": torch.arange(ids.shape[1]) < lengths[:, None], **self.samples.columns}
         if self.own < self.num:

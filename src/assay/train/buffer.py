@@ -31,11 +31,6 @@ class Buffer:
         self.num_drawn = 0  # parts of the batch, those that are done too
 
     @property
-    def num_updates(self) -> int:
-        """Optimiser steps on each batch."""
-        return self.num_epochs * self.num_parts
-
-    @property
     def empty(self) -> bool:
         """Whether it is time to sample again."""
         return not self.order
@@ -48,7 +43,7 @@ class Buffer:
         self.streams = {name: batch for name, batch in streams.items() if name != "main"}
         size = _num_groups(new)
         for _ in range(self.num_epochs):
-            whole = self.num_updates == 1 and not known  # nothing to choose: no random number is spent
+            whole = self.num_epochs * self.num_parts == 1 and not known  # nothing to choose: no random number is spent
             drawn = list(range(size)) if whole else torch.randperm(known + size).tolist()[:size]
             ends = [i * size // self.num_parts for i in range(self.num_parts + 1)]
             self.order += [drawn[first:last] for first, last in itertools.pairwise(ends) if last > first]

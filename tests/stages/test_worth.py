@@ -1,0 +1,172 @@
+"""What an answer is worth in all, and where it is paid: environment, rules, rewards at tokens, penalties together."""
+
+import pytest
+import torch
+
+from assay.algorithms.grpo import GRPO
+from assay.algorithms.ppo import PPO
+from assay.algorithms.reinforce import REINFORCE
+from assay.algorithms.reinforce_pp import REINFORCEPP
+from assay.cli import OK, WRONG_INPUT, main
+from assay.config import PolicyConfig
+from assay.engine.samples import SamplingSettings
+from assay.records import user_prompt
+from assay.report.run import RunDirectory
+from assay.rewards.model import Reward
+from assay.rewards.readout import Readout
+from assay.stages.online import Rollouts, Watch
+from assay.stages.rewarding import Dense, Rewards, load_rules
+from assay.stages.sampling import PolicySampler
+from assay.stages.turns import Episodes
+from assay.tokens.chat import Encoder
+from tiny import PROMPTS, prompts, tiny_model, tokenizer, write
+
+LENGTH = "def length(prompts, responses, **_):\n    return [float(len(r[-1]['content'])) for r in responses]\n"
+GAME = '''
+class Game:
+    """Pays for short turns, twice."""
+
+    def __init__(self, prompt, **columns):
+        self.left = 2
+
+    def step(self, messages):
+        self.left -= 1
+        told = [{"role": "user", "content": "Go on, and tell me more of it."}]
+        return told, -float(len(messages[-1]["content"])), not self.left
+
+
+class Even(Game):
+    """Pays every conversation the same."""
+
+    def step(self, messages):
+        return [], 1.0, True
+'''
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "rules.py").write_text(LENGTH)
+    (tmp_path / "game.py").write_text(GAME)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    return PolicySampler.load(tiny_model(), SamplingSettings(max_tokens=6), dtype="float32")
+
+
+class Halves(Reward):
+    """Half a point for every token, and one reward for the whole that is something else."""
+
+    name, readout = "halves", Readout()
+
+    def __init__(self):
+        self.encoder = Encoder(tokenizer())
+
+    @property
+    def context(self):
+        return 256
+
+    def outputs_encoded(self, encoded):
+        return torch.full((len(encoded), 1), 7.0)
+
+    def token_rewards(self, conversations):
+        return [torch.full((len(self.encode(conversation).ids),), 0.5) for conversation in conversations]
+
+
+def source(sampler, files, algorithm, *, weight=1.0, rules=(), game="", model=None, dense="", **settings):
+    rewards = Rewards(model, weight, load_rules([f"{files}/rules.py:{name}" for name in rules]), {})
+    config = PolicyConfig(algorithm=algorithm, num_answers=3, batch_size=4, environment=game, **settings)
+    episodes = Episodes.load(sampler, f"{files}/game.py:{game}", 3) if game else None
+    paid = Dense(model, dense, Encoder(tokenizer()), weight=weight) if dense else None
+    return Rollouts(sampler, PROMPTS[:6], rewards, config, None, paid, episodes)
+
+
+def test_rules_and_penalties_come_at_the_end_of_what_tokens_are_paid(sampler, files):
+    """Tokens get the model's rewards at tokens, weighed; the last one all that the answer is worth beside the model."""
+    cut = {"cut_answers": "penalty", "cut_penalty": 10.0}
+    made = source(sampler, files, PPO(), weight=2.0, rules=["length"], model=Halves(), dense="rewards", **cut)
+    batch = made.next()["main"]
+    plain = source(sampler, files, PPO(), weight=2.0, model=Halves(), dense="rewards").next()["main"]
+    assert torch.equal(batch.ids, plain.ids)
+    words = Encoder(tokenizer())
+    assert made.facts["share_cut"] > 0
+    for row in range(12):
+        length = int(batch.lengths[row])
+        ids = batch.ids[row, :length].tolist()
+        was_cut = ids[-1] != words.eos
+        beside = len(words.spoken(ids)) - 10.0 * was_cut
+        expected = plain.token_rewards[row].clone()
+        expected[length - 1] += beside
+        assert batch.token_rewards[row].tolist() == pytest.approx(expected.tolist(), abs=1e-4)
+        assert float(batch.rewards[row]) == pytest.approx(2 * 7 + beside, abs=1e-4)
+
+
+def test_an_environment_pays_where_it_does_and_rules_at_the_end(sampler, files):
+    """Equal totals, whichever way they came; the length that is told is what the policy wrote."""
+    made = source(sampler, files, REINFORCE(), rules=["length"], game="Game")
+    batch = made.next()["main"]
+    assert batch.token_rewards.sum(1).tolist() == pytest.approx(batch.rewards.tolist(), abs=1e-4)
+    assert (batch.lengths > batch.mask.sum(1)).any()
+    assert made.facts["length_mean"] == pytest.approx(float(batch.mask.sum(1).float().mean()))
+    assert made.facts["reward"] == pytest.approx(float(batch.rewards.mean()), abs=1e-4)
+
+
+def test_dynamic_sampling_sees_what_the_environment_pays(sampler, files):
+    differing = source(sampler, files, GRPO(dynamic_sampling=True), game="Game")
+    differing.next()
+    assert differing.facts["frac_reward_zero_std"] == 0
+    same = source(sampler, files, GRPO(dynamic_sampling=True), game="Even")
+    same.next()
+    assert same.facts["frac_reward_zero_std"] == 1 and same.facts["sampling_rounds"] == 4
+
+
+def test_a_baseline_of_the_group_is_taken_off_what_tokens_are_paid(sampler, files):
+    batch = source(sampler, files, REINFORCEPP(), game="Game").next()["main"]
+    level = torch.stack([batch.rewards[i : i + 3].mean() for i in range(0, 12, 3)]).repeat_interleave(3)
+    method = REINFORCEPP(kl_coef=0.0, track_kl=False, baseline="group")
+    paid = method.token_rewards(batch, batch.rewards - level)
+    assert paid.sum(1).tolist() == pytest.approx((batch.rewards - level).tolist(), abs=1e-4)
+    assert torch.equal(REINFORCE(kl_coef=0.0, track_kl=False).token_rewards(batch), batch.token_rewards)
+
+
+def test_the_watched_prompts_are_played_as_the_others_are(sampler, files):
+    seen = []
+
+    def oracle(asked, responses):
+        seen.extend(len(response) for response in responses)
+        return [0.0] * len(asked)
+
+    episodes = Episodes.load(sampler, f"{files}/game.py:Game", 3)
+    Watch(episodes, PROMPTS[:4], oracle, seed=0).look()
+    assert max(seen) == 3  # the policy's turn, the environment's, the policy's
+
+
+def test_a_batch_of_cut_answers_alone_leaves_the_baseline_as_it_is(files, tmp_path):
+    """With `mask` nothing is read of it; the next batch learns as if it had not been there."""
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--cut_answers", "mask"]
+    words += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--rules", f"{files}/rules.py:length"]
+    words += ["--algorithm.name", "reinforce", "--num_answers", 1, "--batch_size", 1, "--steps", 24]
+    words += ["--sampling.max_tokens", 4, "--dtype", "float32", "--checkpoints.every", 0, "--optimiser.lr", 1e-4]
+    assert main([str(word) for word in words]) == OK
+    rows = RunDirectory(tmp_path / "run").read_metrics("policy")
+    assert {row["share_cut"] for row in rows} == {0.0, 1.0}
+    assert all(row["grad_norm"] == 0 for row in rows if row["share_cut"] == 1)
+
+
+def test_an_edited_environment_is_another_run(files, tmp_path, capsys):
+    """And the same file under another name of its folder is not."""
+    asked = write(tmp_path / "p.jsonl", [p.to_json() for p in (user_prompt("Hello."), user_prompt("How are you?"))])
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--data.path", asked, "--steps", 2]
+    words += ["--sampling.max_tokens", 4, "--batch_size", 2, "--dtype", "float32", "--checkpoints.every", 1]
+    words += ["--algorithm.kl_coef", 0]
+
+    def go(place):
+        return main([str(word) for word in [*words, "--environment", place]])
+
+    assert go(f"{files}/game.py:Game") == OK
+    assert go(f"{files}/../{files.name}/game.py:Game") == OK
+    (files / "game.py").write_text(GAME.replace("self.left = 2", "self.left = 3"))
+    capsys.readouterr()
+    assert go(f"{files}/game.py:Game") == WRONG_INPUT
+    assert "reward.environment" in capsys.readouterr().err

@@ -179,6 +179,17 @@ def test_a_dry_run_reads_what_the_settings_name(tmp_path, refused, capsys):
     assert main(["reward", "--data.path", good, "--dry-run"]) == OK
     assert "nowhere.jsonl" in refused("reward", "--data.path", tmp_path / "nowhere.jsonl", "--dry-run")
     assert "no.jsonl" in refused("evaluate", "--prompts.path", good, "--text.path", tmp_path / "no.jsonl", "--dry-run")
+    rules = write(tmp_path / "rules.jsonl", [{"name": "kind", "text": "It is kind.", "negation": "It is rude."}])
+    told = ["score", "--reward", "x", "--data.path", good, "--principles.told", "kind", "--dry-run"]
+    assert main([*told, "--principles.path", rules]) == OK
+    assert "missing.jsonl" in refused(*told, "--principles.path", tmp_path / "missing.jsonl")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("likelihood", ["plackett_luce", "process", "spans"])
+def test_objectives_of_what_has_none_are_refused(likelihood, tmp_path, refused):
+    words = ["--data.path", write(tmp_path / "p.jsonl", pairs(2)), "--likelihood", likelihood]
+    assert "--data.objectives: " in refused("reward", "--run", tmp_path / "run", *words, "--data.objectives", "x")
 
 
 # Data

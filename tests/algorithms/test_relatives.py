@@ -202,6 +202,13 @@ def test_apa_regresses_where_ppo_follows_a_ratio():
     assert found[:, 0].tolist() == pytest.approx([2 * (0.3 - 2), 2 * (4.0 - 2)])
 
 
+def test_apa_pays_for_entropy_where_it_is_told_to():
+    batch = ready(APA(), answers([1.0, 1.0], width=1), values=torch.zeros(2, 1))
+    out = ModelOutput(logprobs=t([[-0.7], [-0.5]]), entropy=t([[2.0], [3.0]]))
+    with_bonus, without = (APA(entropy_coef=c).losses()[0].fn(out, batch)[0] for c in (0.1, 0.0))
+    assert (without - with_bonus)[:, 0].tolist() == pytest.approx([0.2, 0.3])
+
+
 def test_p3o_clips_apart_or_together():
     """Rewards 2 and 0, ratios 1.5 and 1.5: apart the first is beyond 1.2, together they cancel in what is clipped.
 

@@ -79,7 +79,7 @@ def test_weights_are_those_of_a_models_attributes(tmp_path, folders):
     reward = open_reward(str(folder), weights=(0.5, 0.0, 2.0), dtype="float32")
     opinions = reward.outputs(CONVERSATIONS)
     assert reward.score(CONVERSATIONS) == pytest.approx((0.5 * opinions[:, 0] + 2 * opinions[:, 2]).tolist(), abs=1e-5)
-    with pytest.raises(InputError, match="1 numbers for 0 attributes"):
+    with pytest.raises(InputError, match="has one reward and no objectives to weigh"):
         open_reward(folders[0], weights=(1.0,))
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from safetensors.torch import load_file
 
-from assay.cli import OK, WRONG_INPUT, main
+from assay.cli import OK, REFUSED, WRONG_INPUT, main
 from assay.records import reply, user_prompt
 from assay.rewards.instructed import Instructed, PrincipleSettings
 from assay.rewards.model import RewardModel
@@ -63,6 +63,29 @@ def test_room_is_what_the_longest_principles_leave(path):
     ]
     alone = reward.inner.encode((user_prompt("?"), reply("!"))).num_tokens
     assert reward.context == CONTEXT and reward.room == CONTEXT - (max(added) - alone)
+
+
+def test_another_batch_is_drawn_for_anew(path):
+    """Also where it begins with the prompt that the last one ended with, as a resumed run must find it."""
+    first, second = told(path, num=1), told(path, num=1)
+    first.told(PROMPTS[0])
+    second.num_drawn = first.num_drawn
+    for reward in (first, second):
+        reward.anew()
+        reward.told(PROMPTS[0])
+    assert first.num_drawn == second.num_drawn == 2 and first.told(PROMPTS[0]) == second.told(PROMPTS[0])
+
+
+def test_the_gate_asks_for_an_audit_under_the_same_principles(tmp_path, path, capsys):
+    """What a reward was audited for with one principle says nothing of its opposite."""
+    feedback = write(tmp_path / "pairs.jsonl", pairs(12))
+    told = ["--principles.path", path, "--principles.told"]
+    words = ["--run", str(tmp_path / "run"), "--reward", tiny_reward(), "--data.path", feedback, "--dtype", "float32"]
+    assert main(["audit", *words, *told, "kind"]) == REFUSED  # a reward of random weights
+    for name, said in (("kind", "the gate refuses"), ("not:kind", "speaks of another reward")):
+        capsys.readouterr()
+        assert main(["policy", *words, *told, name, "--model", tiny_model()]) == WRONG_INPUT
+        assert said in capsys.readouterr().err
 
 
 def go(run, path, *words):

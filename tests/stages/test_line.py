@@ -116,6 +116,16 @@ def test_the_evaluation_speaks_of_these_policies(line):
     assert found["text_nll/policy"]["value"] == pytest.approx(sum(losses) / 2, abs=1e-3)
 
 
+def test_under_a_cut_both_sides_are_read_whole(tmp_path):
+    """A policy that is its base has its perplexity, though what was drawn was told among fewer tokens."""
+    asked = write(tmp_path / "prompts.jsonl", prompts(12))
+    words = ["--run", tmp_path, "--policy", tiny_model(), "--base", tiny_model(), "--prompts.path", asked]
+    words += ["--sampling.top_p", 0.5, *SAMPLING, "--oracle", "text", "--dtype", "float32"]
+    assert assay("evaluate", *words) == OK
+    found = {f["probe"]: f["value"] for f in read_json(RunDirectory(tmp_path).evaluation)["findings"]}
+    assert found["perplexity/ratio"] == pytest.approx(1, abs=1e-4) and found["gain"] == 0
+
+
 def test_the_same_command_again_keeps_what_was_trained(line, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(line.path, run)

@@ -11,9 +11,9 @@ from assay.engine.catalog import resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import LoRASettings, load_policy
 from assay.engine.samples import SamplingSettings
-from assay.records import reply, user_prompt
+from assay.records import Comparison, reply, user_prompt
 from assay.settings import InputError
-from assay.stages.common import keep_fitting
+from assay.stages.common import data_columns, keep_fitting
 from assay.stages.learners import make_learners
 from assay.stages.online import Rollouts
 from assay.stages.rewarding import Rewards, load_rules
@@ -115,6 +115,17 @@ def test_a_prompt_that_leaves_no_room_is_refused_while_sampling():
     sampler = PolicySampler.load(tiny_model(), SamplingSettings(max_tokens=250), dtype="float32")
     with pytest.raises(InputError, match="passes the model's context of 256"):
         sampler.draw(PROMPTS[:1], 1, torch.Generator())
+
+
+def test_columns_of_answers_follow_the_chosen_one():
+    """Rows are the chosen answer, then the other; the file's order is another where its second one was preferred."""
+    two = (reply("Yes."), reply("No."))
+    records = [
+        Comparison(prompt=PROMPTS[0], responses=two, preference=p, meta={"cost": [1, 2], "weight": 3})
+        for p in (1.0, 0.2)
+    ]
+    assert data_columns(records, {"cost": float})["cost"].tolist() == [1, 2, 2, 1]
+    assert data_columns(records, {"weight": float})["weight"].tolist() == [3, 3]
 
 
 def test_what_is_dropped_and_what_is_unshared_is_counted(capsys):

@@ -152,6 +152,23 @@ def test_pairs_without_labels_from_a_file(tmp_path, capsys):
     assert "of 24 pairs by union" in said and "labels right" not in said
 
 
+def test_pairs_of_two_sources_are_told_apart(tmp_path, capsys):
+    """Where some have labels that are set aside and others never had any, no share of right ones is told; pairs that
+    are too long are dropped as the settings of their own file say.
+    """
+    long = " ".join(["word"] * 300)
+    rows = [{"prompt": row["prompt"], "responses": [row["rejected"], row["chosen"]]} for row in pairs(6)]
+    rows.append({"prompt": rows[0]["prompt"], "responses": [NEITHER, [{"role": "assistant", "content": long}]]})
+    path = write(tmp_path / "unlabelled.jsonl", rows)
+    words = ["--unlabelled.path", path, "--labelled", "0.5", "--ser.min_selected", "1", "--ser.status", "union"]
+    assert train(tmp_path / "one", pairs(12), *words) == WRONG_INPUT
+    assert f"{path}: 1 of 7 records are longer" in (said := capsys.readouterr().err)
+    assert "--unlabelled.too_long skip" in said
+    assert train(tmp_path / "other", pairs(12), *words, "--unlabelled.too_long", "skip") == OK
+    said = capsys.readouterr().out
+    assert "loop 1: " in said and "nan" not in said and "labels right" not in said
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

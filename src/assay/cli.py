@@ -10,12 +10,12 @@ from typing import Any
 
 VERBS = {
     "collect": "label pairs of answers with a simulated annotator or a judge, or import feedback",
-    "reward": "train a reward model on comparisons",
+    "reward": "train a reward model on feedback",
     "score": "print a reward model's numbers for conversations",
     "verify": "check that plain transformers gives a reward model's numbers",
     "average": "make one reward model of several by averaging their weights",
     "audit": "put a reward model under test; exit code 3 when it is refused",
-    "policy": "train a policy: rloo against a reward, dpo or sft on feedback",
+    "policy": "train a policy: rloo, ppo, grpo and others against a reward, dpo or sft on feedback",
     "evaluate": "compare a policy with its base on held-out prompts",
     "report": "write a run directory's report, one offline HTML file",
     "demo": "the whole line on the embedded default model",

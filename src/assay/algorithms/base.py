@@ -22,7 +22,7 @@ class Learner(Protocol):
 
 
 Learners = Mapping[str, Learner]
-"""By role: "policy", "value", "reward", and "reference" where the algorithm says it needs one."""
+"""By role: "policy", "value", "reward", "reference" where the algorithm says it needs one, "mask" where it has `sync`."""
 
 
 Memory = dict[str, Tensor]
@@ -32,10 +32,8 @@ Memory = dict[str, Tensor]
 class Algorithm(Protocol):
     """One file, one line in the dictionary; a user's own file works the same.
 
-    `reference`, which a class must have too, says whether `prepare` reads learners["reference"], the policy at step 0.
-    Fields that the loop knows, where a class has them: `num_epochs` and `num_minibatches`, how often and in how many
-    parts each batch is trained on; `replay`, "cumulative" where older batches are trained on again; `draws`, what is
-    sampled beside the policy's answers; `min_answers`, how many of these it compares.
+    `reference`, which a class must have too, says whether `prepare` reads learners["reference"]. What else the loop and
+    the stages know of a class that has it (`num_epochs`, `draws`, `min_answers`, ...) is listed in docs/algorithms.md.
     """
 
     data: ClassVar[Data]

@@ -56,7 +56,7 @@ def judged(config: CollectConfig) -> tuple[tuple[Comparison, ...], dict[str, Any
     check_judge(config.judge)  # an error here, not after everything is sampled
     principles = read_principles(config.principles) if config.principles else ()
     if config.feedback.path:
-        pairs = [_without_label(pair) for pair in import_feedback(config)]
+        pairs = [_with_old_label(pair) for pair in import_feedback(config)]
         data, flag = config.feedback, "feedback"
     else:
         pairs = [Comparison(prompt=prompt, responses=(a, b)) for prompt, a, b in sample_pairs(config)]
@@ -65,7 +65,7 @@ def judged(config: CollectConfig) -> tuple[tuple[Comparison, ...], dict[str, Any
     return found, {"judge": config.judge, "findings": [finding.to_json() for finding in findings]}
 
 
-def _without_label(pair: Comparison) -> Comparison:
+def _with_old_label(pair: Comparison) -> Comparison:
     told = {"imported_preference": pair.preference, "imported_annotator": pair.annotator}
     return replace(pair, meta={**pair.meta, **told})
 

@@ -22,7 +22,7 @@ class Learner(Protocol):
 
 
 Learners = Mapping[str, Learner]
-"""By role: "policy", "value", "reward", "reference" where the algorithm says it needs one, "mask" where it has `sync`."""
+"""By role: "policy", "value", "reward"; "reference" where the algorithm needs one, "mask" where it has `sync`."""
 
 
 Memory = dict[str, Tensor]

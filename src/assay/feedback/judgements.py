@@ -15,6 +15,7 @@ from typing import Any
 from assay.feedback.formats import (
     EVEN,
     FIRST,
+    JUDGED_COLUMNS,
     SECOND,
     blank,
     comparison,
@@ -27,8 +28,6 @@ from assay.feedback.formats import (
 from assay.feedback.turns import BadRow, Note, content, need, with_prompt
 from assay.records import Comparison, Ranking, Rating, Response
 from assay.settings import nearest
-
-USUAL = ("prompt", "tools", "chat_template_kwargs", "id", "source", "annotator")
 
 
 def ranking(row: dict[str, Any], note: Note) -> Ranking:
@@ -43,7 +42,7 @@ def ranking(row: dict[str, Any], note: Note) -> Ranking:
     if any(map(blank, answers)):
         raise BadRow("empty answer", f"responses[{next(i for i, a in enumerate(answers) if blank(a))}] is empty")
     fields = {name: take_word(row, name) for name in ("id", "source", "annotator")}
-    meta = take_meta(row, (*USUAL, "responses", "ranks"))
+    meta = take_meta(row, (*JUDGED_COLUMNS, "responses", "ranks"))
     try:
         return Ranking(
             prompt=make_prompt(turns, row), responses=tuple(answers), ranks=_ranks(row, told), meta=meta, **fields
@@ -70,7 +69,7 @@ def rating(row: dict[str, Any], note: Note, objectives: Sequence[str] = ()) -> t
     if blank(response):
         raise BadRow("empty answer", "the answer is empty")
     prompt = make_prompt(turns, row)
-    meta = take_meta(row, (*USUAL, "response", "completion", "scores", "ratings"))
+    meta = take_meta(row, (*JUDGED_COLUMNS, "response", "completion", "scores", "ratings"))
     word = {name: take_word(row, name) for name in ("source", "annotator")}
     if not objectives:
         value = _number(need(row, "rating", "score", "label"), "rating")
@@ -118,7 +117,7 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
                 )
             )
     if not found:
-        known = [name for name in row if name not in (*USUAL, "responses", "chosen", "rejected")]
+        known = [name for name in row if name not in (*JUDGED_COLUMNS, "responses", "chosen", "rejected")]
         hint = nearest(objectives[0], known)
         raise BadRow("no judgement", f"no judgement under {' or '.join(map(repr, objectives))}.{hint}")
     return tuple(found)

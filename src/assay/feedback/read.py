@@ -68,6 +68,8 @@ def read_steps(
     separator: str = "\n",
 ) -> Read[SpanLabels]:
     """`completions`, the steps of a response, with a label each; `separator` joins them. Errors as above."""
+    if not separator:
+        raise InputError("the separator that ends a step is empty: give one (--likelihood.separator)")
     return _read(source, partial(places.steps, separator=separator), split, on_bad, limit)
 
 

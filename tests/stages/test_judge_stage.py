@@ -20,7 +20,8 @@ def collect(run, *words):
 
 
 def test_imported_pairs_are_labelled_again(tmp_path, capsys):
-    data = write(tmp_path / "pairs.jsonl", [{**row, "annotator": "ann"} for row in pairs(6)])
+    old = {"annotator": "ann", "margin": 2.0, "shown_first": "rejected"}
+    data = write(tmp_path / "pairs.jsonl", [{**row, **old} for row in pairs(6)])
     criterion = ["--criterion", "Be brief."]
     assert collect(tmp_path / "run", "--feedback.path", data, *criterion) == OK
     said = capsys.readouterr().out
@@ -35,6 +36,7 @@ def test_imported_pairs_are_labelled_again(tmp_path, capsys):
         log_odds = float(judged.log_odds[0]) * (-1 if turned else 1)
         assert made.preference == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-4)
         assert made.source == "judge" and made.annotator == tiny_model()
+        assert not {"margin", "shown_first"} & made.meta.keys()  # they spoke of the old label
         assert made.meta["imported_annotator"] == "ann" and made.meta["criterion"] == "Be brief."
         assert made.meta["judge_log_odds"] == pytest.approx(judged.both[0].tolist(), abs=1e-4)
     told = read_json(tmp_path / "run" / "provenance.json")["collect"]

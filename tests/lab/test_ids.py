@@ -112,8 +112,8 @@ def test_labels_are_found_by_their_keys_in_any_order():
 
 
 def test_labels_need_an_id_each():
-    with pytest.raises(InputError, match="same id"):
-        Labels(torch.tensor([5, 5]), torch.tensor([1.0, 1.0]))
+    with pytest.raises(InputError, match="comparisons 1 and 2 have the same id"):
+        Labels(torch.tensor([4, 5, 5]), torch.tensor([1.0, 1.0, 1.0]))
 
 
 def test_beta_is_a_share():

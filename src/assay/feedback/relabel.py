@@ -20,7 +20,7 @@ def relabelled(
 
 
 def numbered(comparisons: Iterable[Comparison]) -> list[Comparison]:
-    """The same, each under an id of its own: the second of one id, and any further, gets one of that id and a number."""
+    """The same, each under an id of its own: a second one of an id, and any further, gets one of it and a number."""
     times: Counter[str] = Counter()
     found: list[Comparison] = []
     for comparison in comparisons:

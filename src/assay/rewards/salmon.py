@@ -97,8 +97,8 @@ def build_preferences(
     judgements[n, k] are log-odds that the first response follows principle k better, with the responses shown in this
     order and, sign turned back, in the other. A label is drawn from the sign of the strongest opinion among the
     principles drawn; pairs about which there is none are dropped. `meta` of each comparison tells its principles,
-    their signs and `clean`, what `preference` would be without a planted error. A pair that is labelled again, and alike,
-    gets an id of its own.
+    their signs and `clean`, what `preference` would be without a planted error. A pair that is labelled
+    again gets an id of its own.
     """
     settings = settings or Aggregation()
     opinions = scaled(debiased(judgements.double()), settings.scale)

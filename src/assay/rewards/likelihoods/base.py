@@ -31,8 +31,14 @@ class Likelihood(Settings, ABC):
     reduction: ClassVar[Reduction] = "pair"
     reads: ClassVar[tuple[str, ...]] = ("rewards",)
     reference: ClassVar[bool] = False
+    gives_log_odds: ClassVar[bool] = False  # whether a difference of rewards is the log-odds of a preference, anybody's
     learns_between: ClassVar[bool] = False  # whether `between_epochs` has anything to do
     streams: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def innermost(self) -> "Likelihood":
+        """Itself; for one that wraps another, the one that speaks of the feedback."""
+        return self
 
     @property
     def num_outputs(self) -> int:

@@ -43,6 +43,7 @@ class BradleyTerry(Compared):
     """P(chosen preferred) = sigmoid(r(chosen) - r(rejected) - margin). Stiennon et al. 2020, arXiv:2009.01325."""
 
     name: Literal["bradley_terry"] = "bradley_terry"
+    gives_log_odds: ClassVar[bool] = True
     label_smoothing: float = 0.0  # the rate at which labels are assumed to be flipped
 
     def nll(

@@ -198,6 +198,11 @@ def test_responses_carry_their_rules():
     assert message.role == "user" and message.content.endswith("- Be kind.\n- Do not be brief.")
 
 
+def test_plain_text_is_told_nothing():
+    with pytest.raises(InputError, match="this answer is plain text: use messages"):
+        instructed(reply("Yes.", plain=True), find(PRINCIPLES, ["kind"]))
+
+
 def test_an_unknown_principle_names_the_nearest():
     with pytest.raises(InputError, match="Did you mean 'brief'"):
         find(PRINCIPLES, ["brif"])
@@ -237,6 +242,9 @@ def test_the_symbolic_reward_is_the_published_formula():
         ('{"name": "a", "text": "a", "negation": "b"}\n' * 2, "two principles are called 'a'"),
         ("{oops\n", "not readable"),
         ("", "a list of principles is needed"),
+        ('{"name": "a", "text": "a", "negation": "b", "tags": "reasoning"}', "tags must be a list of words; got 'reas"),
+        ('{"name": "a", "text": "a", "negation": "b", "tags": 3}', "tags must be a list of words; got 3"),
+        ('{"name": "a", "text": "a", "negation": "b", "weight": Infinity}', "weight must be a positive number"),
     ],
 )
 def test_principles_that_cannot_be_used(tmp_path, text, told):

@@ -120,6 +120,15 @@ def test_labels_under_principles(tmp_path, capsys, monkeypatch):
     assert main([*train, "--data.path", str(paths[0]), "--dtype", "float32"]) == OK
 
 
+def test_plain_text_is_refused_before_the_judge_is_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("assay.stages.judging.open_judge", None)
+    plain = [{"prompt": f"Name {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(3)]
+    words = principled(tmp_path)
+    write(tmp_path / "pairs.jsonl", plain)
+    assert collect(tmp_path / "run", *words) == WRONG_INPUT
+    assert "3 of 3 pairs are plain text" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("words", [("--criterion", "Be kind.", "--judge", "smollm2-135m-instruct"), ()])
 def test_principles_need_a_judge_and_no_other_criterion(tmp_path, capsys, words):
     data = write(tmp_path / "pairs.jsonl", demonstrations(2))

@@ -37,6 +37,11 @@ def label(
     """
     if not pairs:
         raise InputError("there is no pair to judge")
+    if plain := [pair for pair in pairs if principles and pair.responses[0][0].role == "text"]:
+        raise InputError(
+            f"{data.path}: {len(plain)} of {len(pairs)} pairs are plain text (the first: {plain[0].id}), and "
+            f"principles are told in a message after the answer: give prompts and answers as messages"
+        )
     longest = max((p.text for p in principles), key=len, default=config.criterion)
     judge = open_judge(config.judge, criterion=longest, dtype=config.dtype, token_budget=config.token_budget)
     if isinstance(model := judge.model, LanguageModel):

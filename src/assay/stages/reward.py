@@ -80,6 +80,8 @@ def fit_adapters(
     for index, member in enumerate(models):
         times = bootstrap_weights(keys, index).tolist()
         drawn = [item for item, num in zip(items, times, strict=True) for _ in range(num)]
+        if not drawn:
+            raise InputError(f"--adapters: adapter {index} drew none of {len(items)} judgements for itself: give more")
         replace(fitting, reward=member).fit(drawn, validation, name=f"reward-adapter-{index}")
     return AdapterEnsemble(models, Readout(kind="ensemble"), name=str(fitting.place.reward))
 

@@ -16,7 +16,7 @@ from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
 from assay.records import Judged
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
-from assay.settings import Settings
+from assay.settings import InputError, Settings
 from assay.shapes import PairFloat, RowFloat, RowLevels
 from assay.tokens.chat import Encoded, Encoder
 
@@ -117,6 +117,12 @@ class Likelihood(Settings, ABC):
         """The mean over what was judged."""
         reads = (*self.reads, *(("parameters",) if self.learned else ()))
         return (Term("reward", self.loss, self.reduction, reads=reads),)
+
+
+def check_field(name: str, value: float, fits: bool, wanted: str) -> None:
+    """Raises InputError for a likelihood's field that does not fit."""
+    if not fits:
+        raise InputError(f"likelihood.{name} must {wanted}; got {value}")
 
 
 def judged(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

@@ -86,7 +86,8 @@ def features(reward: RewardModel, conversations: Iterable[Conversation]) -> Tens
         head = model.head("reward")
     weight, bias, num = head.weight, head.bias, head.out_features
     head.weight = nn.Parameter(torch.eye(head.in_features, dtype=weight.dtype, device=weight.device), False)
-    head.bias, head.out_features = None, head.in_features  # of such a head the outputs are what it reads
+    head.register_parameter("bias", None)
+    head.out_features = head.in_features  # of such a head the outputs are what it reads
     try:
         return reward.outputs(conversations)
     finally:

@@ -299,6 +299,9 @@ class SpanLabels(Judged):
         return cls(response=_messages(data["response"]), spans=spans, **cls._shared(data))
 
 
+Judgement = Comparison | Ranking | Rating | SpanLabels
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Demonstration(Record):
     """A response to imitate."""
@@ -319,6 +322,10 @@ class Demonstration(Record):
         """From `to_json`."""
         fields = {key: data[key] for key in ("id", "source", "meta") if key in data}
         return cls(prompt=Prompt.from_json(data["prompt"]), response=_messages(data["response"]), **fields)
+
+
+Feedback = Prompt | Judgement | Demonstration
+"""What the readers give."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -57,6 +57,12 @@ def test_proportion_counts_copies_once():
     assert proportion(np.ones(400), np.repeat(np.arange(40), 10)).interval == pytest.approx(wilson(40, 40))
 
 
+def test_rows_of_one_prompt_count_as_one():
+    """Their spread about their own mean says nothing of how prompts differ."""
+    assert proportion([1, 1, 0, 1], list("aaaa")).interval == pytest.approx(wilson(0.75, 1))
+    assert proportion([1, 1], list("aa")).interval == pytest.approx(wilson(1, 1))
+
+
 def test_bootstrap_of_a_mean_meets_the_normal_interval():
     values = np.random.default_rng(1).normal(3, 2, 400)
     found = bootstrap_mean(values, np.arange(400))

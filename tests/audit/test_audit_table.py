@@ -51,7 +51,7 @@ def test_defaults():
     ("columns", "message"),
     [
         ({"length_chosen": [1, 2]}, r"'length_chosen' has shape \(2,\) but prompt_id has 3 rows"),
-        ({"length_chosen": [1, -2, 3]}, "'length_chosen' counts tokens; row 1 is below 0"),
+        ({"length_chosen": [1, -2, 3]}, "'length_chosen' holds lengths; row 1 is below 0"),
         ({"length_rejected": [1, 2.5, 3]}, "'length_rejected' must hold whole numbers"),
         ({"length_rejected": [1, np.nan, 3]}, "'length_rejected' must hold whole numbers"),
         ({"prompt_id": ["a", None, "b"]}, "'prompt_id' has no value in row 1"),
@@ -100,7 +100,7 @@ def test_load_errors_name_file_and_column(tmp_path):
     with pytest.raises(InputError, match=r"pairs\.parquet: column 'length' is missing"):
         ScoredSamples.load(path)
     pq.write_table(pa.table({"prompt_id": ["a"], "reward": [1.0], "length": [-1]}), path)
-    with pytest.raises(InputError, match=r"pairs\.parquet: scored samples: column 'length' counts tokens"):
+    with pytest.raises(InputError, match=r"pairs\.parquet: scored samples: column 'length' holds lengths"):
         ScoredSamples.load(path)
 
 

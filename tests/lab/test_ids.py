@@ -104,6 +104,12 @@ def test_optimising_maximum_likelihood_s_reward_first_helps_then_harms():
     assert rises.mean() >= 0.99 and curves["ids"].mean(0)[-1] >= 0.99
 
 
+@pytest.mark.parametrize(("arms", "num"), [(6, 4), (1, 3)])
+def test_a_star_compares_each_arm(arms, num):
+    with pytest.raises(InputError, match=f"star: {num} comparisons of {arms} arms"):
+        star(arms, num, 2)
+
+
 def test_labels_are_found_by_their_keys_in_any_order():
     labels = Labels(torch.tensor([5, 9, 7]), torch.tensor([1.0, 0.0, 1.0]))
     labels.move(torch.tensor([7, 5]), torch.tensor([0.0, 2.0]), IDS(beta=0.5))
@@ -112,8 +118,8 @@ def test_labels_are_found_by_their_keys_in_any_order():
 
 
 def test_labels_need_an_id_each():
-    with pytest.raises(InputError, match="same id"):
-        Labels(torch.tensor([5, 5]), torch.tensor([1.0, 1.0]))
+    with pytest.raises(InputError, match="comparisons 1 and 2 have the same id"):
+        Labels(torch.tensor([4, 5, 5]), torch.tensor([1.0, 1.0, 1.0]))
 
 
 def test_beta_is_a_share():

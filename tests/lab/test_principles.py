@@ -66,9 +66,8 @@ def labelled(num, seed, settings):
             told[row, NAMES.index(name) + (0 if sign > 0 else 8)] = 1
     places = [int(one.prompt.messages[0].content) for one in made]
     first_shown = torch.tensor([one.responses[0][0].content.startswith("First") for one in made])
-    clean = torch.tensor([one.meta["clean"] for one in made])  # of the first of the original pair
-    drawn = torch.tensor([one.preference for one in made])
-    drawn = torch.where(first_shown, drawn, 1 - drawn)
+    labels = torch.tensor([(one.preference, one.meta["clean"]) for one in made]).unbind(-1)
+    drawn, clean = (torch.where(first_shown, told, 1 - told) for told in labels)  # of the original pair's first
     return told, gaps[places], drawn, clean, [set(one.meta["principles"]) for one in made]
 
 

@@ -151,3 +151,9 @@ def test_what_does_not_go_with_adapters_is_refused(tmp_path, capsys, words, rows
 def test_ratings_train_adapters_too(tmp_path):
     assert train(tmp_path, *LORA, "--likelihood", "regression", rows=ratings((1, 3, 5, 2, 4))) == OK
     assert open_reward(str(tmp_path / "run" / "reward")).outputs(CONVERSATIONS).shape[1] == 3
+
+
+def test_a_bootstrap_that_draws_nothing_is_told(tmp_path, capsys):
+    """One pair comes 0 times for about a third of the adapters."""
+    assert train(tmp_path, "--adapters", "8", "--lora.rank", "2", "--held_out", "0", rows=pairs(1)) == WRONG_INPUT
+    assert "drew none of 1 judgements for itself: give more" in capsys.readouterr().err

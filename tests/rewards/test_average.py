@@ -103,6 +103,8 @@ def test_models_that_do_not_belong_together_are_refused_by_name(tmp_path, two):
         average(two[:1], out)
     with pytest.raises(InputError, match="a number for each of the 2 models, none below 0"):
         average(two, out, (1, -1))
+    with pytest.raises(InputError, match="a number for each of the 2 models, none below 0"):
+        average(two, out, (1, float("nan")))
     with pytest.raises(InputError, match="is one of the models to average"):
         average(two, Path(two[0]))
     assert not out.exists()

@@ -10,6 +10,7 @@ from assay.engine.catalog import resolve_model
 from assay.engine.learner import Learner
 from assay.engine.load import LoRASettings, load_reward
 from assay.records import reply
+from assay.rewards import contract
 from assay.rewards.contract import plain_outputs, verify
 from assay.rewards.model import RewardModel
 from assay.settings import InputError
@@ -69,6 +70,27 @@ def test_weights_that_transformers_reads_differently_are_found(saved, monkeypatc
     monkeypatch.setattr(RewardModel, "from_pretrained", classmethod(lambda cls, *a, **k: _moved(ours(*a, **k))))
     with pytest.raises(InputError, match="do not publish it"):
         verify(saved, CONVERSATIONS)
+
+
+def test_rewards_that_are_no_numbers_are_found(saved, monkeypatch):
+    """NaN is neither above nor below a bound, whoever gives it."""
+    trained = _broken(RewardModel.from_pretrained(str(saved), dtype="float32"))
+    with pytest.raises(InputError, match=r"differ by nan from those of the model that was trained"):
+        verify(saved, CONVERSATIONS, trained=trained)
+    nothing = torch.full((len(CONVERSATIONS), 1), torch.nan)
+    with monkeypatch.context() as patched:
+        patched.setattr(contract, "plain_outputs", lambda *a, **k: nothing)
+        with pytest.raises(InputError, match="do not publish it"):
+            verify(saved, CONVERSATIONS)
+    trained.save(saved)
+    with pytest.raises(InputError, match=f"{len(CONVERSATIONS)} of the {len(CONVERSATIONS)} numbers it gives are not"):
+        verify(saved, CONVERSATIONS)
+
+
+@torch.no_grad()
+def _broken(reward):
+    reward.learner.model.network.score.weight.fill_(torch.nan)
+    return reward
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from transformers import LlamaForSequenceClassification
 
 from assay.cli import OK, REFUSED, WRONG_INPUT, main
 from assay.report.run import read_json
+from assay.rewards.ensemble import Ensemble
 from assay.rewards.model import RewardModel
 from assay.rewards.opening import open_reward
 from assay.rewards.readout import Readout
@@ -103,6 +104,11 @@ def test_what_cannot_be_an_ensemble_is_refused(tmp_path, folders):
     assert open_reward(one, rule="mean", dtype="float32").readout == Readout()
     shutil.copytree(one, tmp_path / "a,b")  # a comma in a folder's own name
     assert open_reward(str(tmp_path / "a,b"), dtype="float32").score(CONVERSATIONS[:1])
+
+
+def test_one_member_has_no_spread_and_is_refused(folders):
+    with pytest.raises(InputError, match="an ensemble needs at least two members; got 1"):
+        Ensemble([RewardModel.from_pretrained(folders[0])], Readout(kind="ensemble"))
 
 
 def test_scores_come_with_their_uncertainty(tmp_path, folders, each):

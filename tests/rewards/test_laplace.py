@@ -5,10 +5,16 @@ import math
 import pytest
 import torch
 
+from assay.engine.catalog import resolve_model
+from assay.engine.learner import OneAdapter
+from assay.engine.load import LoRASettings, adapter_names, load_reward
 from assay.rewards.laplace import features, laplace
 from assay.rewards.model import RewardModel
+from assay.rewards.pooling import Pooling
+from assay.rewards.readout import Readout
 from assay.settings import InputError
-from tiny import CONVERSATIONS, tiny_reward
+from assay.tokens.chat import Encoder
+from tiny import CONVERSATIONS, tiny_model, tiny_reward, tokenizer
 
 
 def outcomes(wins, num):
@@ -97,3 +103,31 @@ def test_features_are_what_the_head_of_a_model_reads():
     assert torch.allclose(
         posterior.mean(read[0::2] - read[1::2]).float(), (before[0::2] - before[1::2])[:, 0], atol=1e-4
     )
+
+
+def test_features_of_one_of_several_adapters_and_of_several_heads_are_its_own():
+    """Each has a body and a head that are its own; a head of three numbers reads one vector all the same."""
+    encoder, source = Encoder(tokenizer()), resolve_model(tiny_model())
+    model = load_reward(
+        source, dtype="float32", lora=LoRASettings(rank=2), fresh_head=True, num_outputs=3, num_adapters=2
+    )
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_B" in name or "reward_" in name:
+                p.normal_(generator=torch.Generator().manual_seed(len(name) + ("1" in name)))
+    seen = []
+    for adapter in adapter_names(2):
+        reward = RewardModel(OneAdapter(model, adapter), encoder, name=adapter, readout=Readout(kind="ensemble"))
+        before, read = reward.outputs(CONVERSATIONS), features(reward, CONVERSATIONS)
+        head = model.head("reward")
+        assert before.shape[1] == head.out_features == 3
+        assert torch.allclose(read @ head.weight.detach().T, before, atol=1e-4)
+        assert torch.equal(reward.outputs(CONVERSATIONS), before)
+        seen.append(read)
+    assert not torch.allclose(*seen)
+
+
+def test_rewards_made_of_tokens_have_no_features():
+    reward = RewardModel.from_pretrained(tiny_reward(), dtype="float32")
+    with pytest.raises(InputError, match="dense has numbers at tokens"):
+        features(RewardModel(reward.learner, reward.encoder, name="dense", pooling=Pooling()), CONVERSATIONS)

@@ -130,6 +130,20 @@ def test_combined_rewards_are_weighted_sums_that_keep_their_parts() -> None:
             combine(parts)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("column", ["prompts", "responses", "self"])
+def test_a_column_called_as_what_is_judged_is_left_out(column: str) -> None:
+    rollout = Rollout(prompt=user_prompt("Q", meta={column: "mine", "answer": "4"}), response=reply("4"), stop="stop")
+    seen: list[dict[str, Any]] = []
+
+    def watch(prompts: list[Any], responses: list[Any], **columns: Any) -> list[float]:
+        seen.append(columns)
+        return [1.0 for _ in responses]
+
+    for reward in (Rule(watch), combine([(1.0, watch)])):
+        assert fill_rewards(reward, [rollout])[0].reward == 1.0
+    assert seen == [{"answer": ["4"]}] * 2
+
+
 def test_rollouts_are_filled_with_rewards_and_parts() -> None:
     seen: dict[str, Any] = {}
 

@@ -1,6 +1,7 @@
 """Labels that follow from principles, in a world where answers have eight attributes and the judge is biased."""
 
 import json
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -16,7 +17,7 @@ from assay.rewards.principles import (
     instructed,
     read_principles,
 )
-from assay.rewards.salmon import DISCLAIMER, Aggregation, Rule, build_preferences, debiased, truncated_geometric
+from assay.rewards.salmon import DISCLAIMER, Aggregation, Rule, build_preferences, debiased, scaled, truncated_geometric
 from assay.settings import InputError
 
 NAMES = ("brief", "kind", "true", "clear", "calm", "warm", "exact", "open")
@@ -35,6 +36,11 @@ def told_first(made):
     """Whether the clean label says that the first response of the original pair wins, read from the words."""
     chosen = made.chosen[0].content
     return chosen.startswith("First")
+
+
+def clean_first(made):
+    """The same of the clean label: it speaks of the responses as they stand."""
+    return made.meta["clean"] == made.responses[0][0].content.startswith("First")
 
 
 def opinions(*rows):
@@ -90,7 +96,7 @@ def test_asking_in_both_orders_takes_the_bias_out():
         made = build_preferences(comparisons(4000), asked, PRINCIPLES, one, rng=Random(1))
         places = [int(m.prompt.messages[0].content.split()[1].rstrip("?")) for m in made]
         truth = [gaps[i, NAMES.index(m.meta["principles"][0])] > 0 for i, m in zip(places, made, strict=True)]
-        right[name] = sum(bool(t) == (m.meta["clean"] == 1) for t, m in zip(truth, made, strict=True)) / len(made)
+        right[name] = sum(bool(t) == clean_first(m) for t, m in zip(truth, made, strict=True)) / len(made)
     assert right["both"] >= right["one order"] + 0.05
 
 
@@ -109,7 +115,7 @@ def test_planted_errors_come_as_often_as_told():
         made = build_preferences(
             comparisons(3000), judged, PRINCIPLES, Aggregation(passes=1), rules=rules, rng=Random(2)
         )
-        wrong = sum(told_first(m) != (m.meta["clean"] == 1) for m in made)
+        wrong = sum(m.preference != m.meta["clean"] for m in made)
         assert abs(wrong - rate * len(made)) < 3 * (rate * (1 - rate) * len(made)) ** 0.5
 
 
@@ -134,17 +140,67 @@ def test_an_answer_that_calls_itself_a_language_model_loses_half_of_the_time():
     assert 900 < len(ruled) < 1100 and all(m.chosen[0].content.startswith("Yes") for m in ruled)
 
 
-def test_a_pair_in_which_both_are_bad_is_dropped():
-    rule = Rule("any", lambda prompt, response: True, drop_both=True)
-    assert (
-        build_preferences(comparisons(3), opinions([1.0], [2.0], [3.0]), PRINCIPLES[:1], rules=(rule,), rng=Random(0))
-        == []
+def test_what_is_said_of_the_first_turns_with_the_order():
+    """The judge is for the first of every pair, and so was who labelled it before."""
+    pairs = [replace(p, preference=0.75, meta={"imported_preference": 0.75}) for p in comparisons(40)]
+    always = Aggregation(passes=1, flip=0.0, negate=0.0)
+    made = build_preferences(pairs, opinions(*[[1.0 + i] for i in range(40)]), PRINCIPLES[:1], always, rng=Random(0))
+    firsts = [m.responses[0][0].content.startswith("First") for m in made]
+    assert len(made) == 40 and len(set(firsts)) == 2
+    for first, one in zip(firsts, made, strict=True):
+        assert one.preference == one.meta["clean"] == first
+        assert one.meta["imported_preference"] == (0.75 if first else 0.25)
+
+
+def test_labels_of_one_pair_have_ids_of_their_own_that_stay():
+    _, judged = world(50)
+    made, again = (
+        build_preferences(comparisons(50), judged[:, :2], PRINCIPLES[:2], Aggregation(passes=8), rng=Random(4))
+        for _ in range(2)
     )
+    ids = [m.id for m in made]
+    assert len({replace(m, id="").id for m in made}) < len(set(ids)) == len(made)
+    assert ids == [m.id for m in again]
+
+
+def test_what_spoke_of_the_old_label_is_gone():
+    old = {"margin": 2.0, "shown_first": "chosen", "week": 3}
+    pairs = [replace(p, meta=old) for p in comparisons(3)]
+    for made in build_preferences(pairs, opinions([1.0], [2.0], [3.0]), PRINCIPLES[:1], CLEAN, rng=Random(0)):
+        assert made.meta["week"] == 3 and not {"margin", "shown_first"} & made.meta.keys()
+
+
+def test_a_principle_that_says_the_same_of_all_is_an_opinion():
+    alike = torch.full((3, 1), 0.1, dtype=torch.float64)
+    assert scaled(alike, "var").tolist() == alike.tolist()
+    assert scaled(torch.zeros(3, 1), "std").tolist() == [[0.0]] * 3
+    assert len(build_preferences(comparisons(1), opinions([2.0]), PRINCIPLES[:1], CLEAN, rng=Random(0))) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"passes": 0}, "aggregation.passes must be at least 1; got 0"),
+        ({"most": 0}, "aggregation.most must be at least 1; got 0"),
+        ({"geometric": 0.0}, r"aggregation.geometric must lie in \(0, 1\]; got 0.0"),
+        ({"flip": 1.5}, r"aggregation.flip is a probability in \[0, 1\]; got 1.5"),
+        ({"rule_flip": -0.1}, "aggregation.rule_flip is a probability"),
+        ({"negate": float("nan")}, "aggregation.negate is a probability"),
+    ],
+)
+def test_constants_out_of_range_are_refused(wrong, told):
+    with pytest.raises(InputError, match=told):
+        Aggregation(**wrong)
 
 
 def test_responses_carry_their_rules():
     *_, message = instructed(reply("Yes."), find(PRINCIPLES, ["kind", "not:brief"]))
     assert message.role == "user" and message.content.endswith("- Be kind.\n- Do not be brief.")
+
+
+def test_plain_text_is_told_nothing():
+    with pytest.raises(InputError, match="this answer is plain text: use messages"):
+        instructed(reply("Yes.", plain=True), find(PRINCIPLES, ["kind"]))
 
 
 def test_an_unknown_principle_names_the_nearest():
@@ -186,6 +242,9 @@ def test_the_symbolic_reward_is_the_published_formula():
         ('{"name": "a", "text": "a", "negation": "b"}\n' * 2, "two principles are called 'a'"),
         ("{oops\n", "not readable"),
         ("", "a list of principles is needed"),
+        ('{"name": "a", "text": "a", "negation": "b", "tags": "reasoning"}', "tags must be a list of words; got 'reas"),
+        ('{"name": "a", "text": "a", "negation": "b", "tags": 3}', "tags must be a list of words; got 3"),
+        ('{"name": "a", "text": "a", "negation": "b", "weight": Infinity}', "weight must be a positive number"),
     ],
 )
 def test_principles_that_cannot_be_used(tmp_path, text, told):

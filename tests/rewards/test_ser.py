@@ -54,6 +54,21 @@ def test_the_status_rule():
     assert choose(both, SER(min_selected=4))[2] == ""
 
 
+def test_a_tie_of_rewards_is_half_right_over_the_pool():
+    rewards = torch.tensor([[2.0, -2.0], [0.0, 0.0], [0.0, 0.0]])
+    found = evolve(
+        None, [], [0, 1, 2], SER(min_selected=1, max_loops=1), score=lambda model, pairs: rewards,
+        fit=lambda model, pairs: None, swap=lambda pair: pair, right=lambda pair: True,
+    )  # fmt: skip
+    assert found.loops[0].precision == 1.0 and found.loops[0].whole == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("tau", [-0.1, 1.5, math.nan])
+def test_a_difference_of_probabilities_is_one(tau):
+    with pytest.raises(InputError, match=r"tau_delta must lie in \[0, 1\]"):
+        SER(tau_delta=tau)
+
+
 def test_bounds_that_cross_are_refused():
     with pytest.raises(InputError, match="must rise"):
         SER(tau_low=0.7)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from assay.cli import OK, WRONG_INPUT, main
 from assay.engine.samples import SamplingSettings
@@ -13,7 +15,7 @@ from assay.rewards.implicit import ImplicitReward
 from assay.rewards.model import Reward, RewardModel
 from assay.stages.rewarding import Dense
 from assay.stages.sampling import PolicySampler
-from assay.tokens.chat import Encoder
+from assay.tokens.chat import Encoded, Encoder
 from tiny import PROMPTS, pairs, prompts, random_network, save, tiny_model, tokenizer, write
 
 
@@ -78,6 +80,52 @@ def test_rewards_find_their_place_where_tokens_differ():
     same = Rollout(ids=tuple(theirs[: joined + 1]), sampler_logprobs=(0.0,) * (joined + 1), **shared)
     (found,) = at_sampled_tokens(model, [same], words)
     assert found[:joined].tolist() == list(range(1, joined + 1)) and found.sum() == total
+
+
+def words_of(*known):
+    """A tokenizer whose tokens begin with their space, which decoding a token alone drops."""
+    model = WordLevel({word: place for place, word in enumerate(["</s>", *known])}, unk_token="</s>")
+    words = Tokenizer(model)
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return Encoder(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>"))
+
+
+@pytest.mark.parametrize("text", ["the cat sat", "\U0001f642 cat sat"])
+def test_spaces_and_characters_of_several_tokens_are_counted_once(text):
+    policy, model = words_of(*(f"\u2581{word}" for word in text.split())), Letters()
+    theirs = model.encode((PROMPTS[0], reply(text))).ids
+    opening = len(model.encoder.tokenizer(text.split()[0], add_special_tokens=False)["input_ids"])
+    assert (opening == 1) == (text[0] == "t")
+    rollout = Rollout(
+        prompt=PROMPTS[0], response=reply(text), stop="stop", ids=(1, 2, 3, 0), sampler_logprobs=(0.0,) * 4
+    )
+    (found,) = at_sampled_tokens(model, [rollout], policy)
+    values = torch.arange(1.0, len(theirs) + 1)
+    parts = [values[:opening], values[opening : opening + 1], values[opening + 1 : opening + 2], values[opening + 2 :]]
+    assert found.tolist() == [float(part.sum()) for part in parts]
+
+
+class Whole(Encoder):
+    """Gives a conversation without a shared prompt."""
+
+    def conversation(self, prompt, response):
+        found = super().conversation(prompt, response)
+        ids = (*found.trunk, *found.ids)
+        return Encoded((), ids, (*[False] * len(found.trunk), *found.mask), shared=False)
+
+
+def test_a_prompt_among_the_answers_ids_takes_no_place():
+    apart, whole = Letters(), Letters()
+    whole.encoder = Whole(tokenizer())
+    text, words = "the cat sat", Encoder(tokenizer())
+    ids = (*(words.tokenizer.convert_tokens_to_ids(letter) for letter in "the"), *words._ids(" cat sat"), words.eos)
+    rollout = Rollout(prompt=PROMPTS[0], response=reply(text), stop="stop", ids=ids, sampler_logprobs=(0.0,) * len(ids))
+    whole.token_rewards = lambda conversations: [  # the prompt's tokens are paid nothing
+        torch.cat([torch.zeros(len(whole.encode(c).ids) - len(paid)), paid])
+        for c, paid in zip(conversations, apart.token_rewards(conversations), strict=True)
+    ]
+    both = [at_sampled_tokens(model, [rollout], words)[0].tolist() for model in (apart, whole)]
+    assert both[0] == both[1] and sum(value > 0 for value in both[0]) == 4
 
 
 def test_attributions_share_the_reward_and_potentials_pay_nothing_in_all(tmp_path, drawn):

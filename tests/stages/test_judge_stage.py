@@ -20,7 +20,8 @@ def collect(run, *words):
 
 
 def test_imported_pairs_are_labelled_again(tmp_path, capsys):
-    data = write(tmp_path / "pairs.jsonl", [{**row, "annotator": "ann"} for row in pairs(6)])
+    old = {"annotator": "ann", "margin": 2.0, "shown_first": "rejected"}
+    data = write(tmp_path / "pairs.jsonl", [{**row, **old} for row in pairs(6)])
     criterion = ["--criterion", "Be brief."]
     assert collect(tmp_path / "run", "--feedback.path", data, *criterion) == OK
     said = capsys.readouterr().out
@@ -35,6 +36,7 @@ def test_imported_pairs_are_labelled_again(tmp_path, capsys):
         log_odds = float(judged.log_odds[0]) * (-1 if turned else 1)
         assert made.preference == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-4)
         assert made.source == "judge" and made.annotator == tiny_model()
+        assert not {"margin", "shown_first"} & made.meta.keys()  # they spoke of the old label
         assert made.meta["imported_annotator"] == "ann" and made.meta["criterion"] == "Be brief."
         assert made.meta["judge_log_odds"] == pytest.approx(judged.both[0].tolist(), abs=1e-4)
     told = read_json(tmp_path / "run" / "provenance.json")["collect"]
@@ -116,6 +118,15 @@ def test_labels_under_principles(tmp_path, capsys, monkeypatch):
     assert paths[0].read_bytes() == paths[1].read_bytes()
     train = ["reward", "--run", str(tmp_path / "run"), "--model", tiny_model(), "--held_out", "0"]
     assert main([*train, "--data.path", str(paths[0]), "--dtype", "float32"]) == OK
+
+
+def test_plain_text_is_refused_before_the_judge_is_asked(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("assay.stages.judging.open_judge", None)
+    plain = [{"prompt": f"Name {i}.", "chosen": "Yes.", "rejected": "No."} for i in range(3)]
+    words = principled(tmp_path)
+    write(tmp_path / "pairs.jsonl", plain)
+    assert collect(tmp_path / "run", *words) == WRONG_INPUT
+    assert "3 of 3 pairs are plain text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [("--criterion", "Be kind.", "--judge", "smollm2-135m-instruct"), ()])

@@ -182,6 +182,7 @@ def test_people_who_want_the_opposite_are_put_into_groups(tmp_path, capsys):
         (ratings((0, 2)), ("--likelihood", "binary"), "binary takes numbers from 0 to 1"),
         (ratings((1,)), ("--likelihood", "binary"), "all 10 ratings are 1: there is nothing to tell apart"),
         (rankings(ties=True), ("--likelihood", "plackett_luce"), "rankings have ties (the first: r1)"),
+        (rankings(ties=True), ("--likelihood", "best_of_k"), "rankings have several best responses (the first: r1)"),
         (
             [{"prompt": asked(0), "responses": ["Red.", "Blue.", "Red."]}],
             ("--likelihood", "best_of_k"),

@@ -48,6 +48,12 @@ def test_labels_move_to_what_the_model_believes(tmp_path):
     assert all(0.5 < label < 1 for label in labels(tmp_path / "step"))
 
 
+def test_labels_that_move_need_an_id_each(tmp_path, capsys):
+    rows = [{**row, "id": "same" if i in (3, 7) else f"p{i}"} for i, row in enumerate(pairs(12))]
+    assert train(tmp_path / "ids", rows, "--ids.beta", "0.7", "--held_out", "0") == WRONG_INPUT
+    assert "2 comparisons have the id 'same'" in capsys.readouterr().err
+
+
 def test_a_beta_that_moves_nothing_is_maximum_likelihood(tmp_path):
     """From the same head, as labels of beta > 0 start at a head of 0."""
     assert train(tmp_path / "ids", pairs(12), "--ids.beta", "1e-30") == OK
@@ -177,6 +183,11 @@ def test_pairs_of_two_sources_are_told_apart(tmp_path, capsys):
         (("--labelled", "0.5", "--likelihood", "regression"), "--labelled needs comparisons"),
         (("--ids.beta", "1.5"), "ids.beta must lie in [0, 1]"),
         (("--labelled", "0.5", "--validation", "2"), "leave --validation out"),
+        (("--ids.beta", "0.5", "--likelihood", "davidson"), "log-odds, which it is not for davidson"),
+        (("--labelled", "0.5", "--likelihood", "annotators"), "--labelled takes a difference of rewards for log-odds"),
+        (("--unlabelled.path", "x", "--likelihood", "annotator_groups"), "--unlabelled.path takes a difference"),
+        (("--unlabelled.path", "x", "--data.objectives", "a", "b"), "--unlabelled.path with several --data.objectives"),
+        (("--labelled", "0.5", "--data.objectives", "a", "b"), "--labelled with several --data.objectives"),
     ],
 )
 def test_settings_that_do_not_go_together(tmp_path, capsys, words, told):

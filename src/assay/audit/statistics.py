@@ -59,7 +59,8 @@ def proportion(values: ArrayLike, groups: ArrayLike) -> Estimate:
     """The mean of values in [0, 1] with Wilson's interval, n divided by the design effect where prompts repeat.
 
     The design effect is the variance of the mean with prompts as units over p(1 - p)/n, at least 1; with one row per
-    prompt it is 1 and this is plain Wilson. Source: Rao and Scott 1992.
+    prompt it is 1 and this is plain Wilson. Where rows have no spread, and of a single prompt, nothing tells it, and a
+    prompt counts as one row. Source: Rao and Scott 1992.
     """
     values = np.asarray(values, float)
     n = len(values)
@@ -72,7 +73,7 @@ def proportion(values: ArrayLike, groups: ArrayLike) -> Estimate:
         binomial = share * (1 - share) / n
         residual = np.bincount(group, values - share)
         clustered = float(residual @ residual) / n**2 * num_groups / max(num_groups - 1, 1)
-        effect = max(1.0, clustered / binomial) if binomial > 0 else n / num_groups
+        effect = max(1.0, clustered / binomial) if binomial > 0 and num_groups > 1 else n / num_groups
     size = n / effect
     return Estimate(share, wilson(share * size, size), n)
 
@@ -286,7 +287,7 @@ def length_controlled_win_rate(
     """The win rate that equally long answers would have: logit P = theta + phi tanh(d / sd(d)), read at d = 0.
 
     The interval is the delta method on the logit, with errors robust to clusters: expit(theta +- z se). A ridge of
-    0.01 keeps all-win data finite. `length_difference` [n] is own tokens minus the opponent's.
+    0.01 keeps all-win data finite. `length_difference` [n] is own length minus the opponent's.
     Source: Dubois et al. 2024, arXiv:2404.04475, sec. 3, without the instruction-difficulty term.
     """
     outcomes, length_difference = np.asarray(outcomes, float), np.asarray(length_difference, float)

@@ -63,7 +63,7 @@ class ScoredTable:
             values = getattr(self, name)
             if (values < 0).any():
                 raise InputError(
-                    f"{self.kind}: column {name!r} counts tokens; row {int(np.argmax(values < 0))} is below 0"
+                    f"{self.kind}: column {name!r} holds lengths; row {int(np.argmax(values < 0))} is below 0"
                 )
 
     def __len__(self) -> int:
@@ -106,7 +106,7 @@ class ScoredTable:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredPairs(ScoredTable):
-    """One row per comparison: what the reward model gave the chosen and the rejected response. Lengths are tokens.
+    """One row per comparison: what the reward model gave the chosen and the rejected response. Lengths are characters.
 
     `preference` is the probability that chosen is preferred, in [0.5, 1]; 0.5 is a tie of the labels. `truncated_` is
     True where the response did not fit the context. A reward may be NaN: it counts as a failure, never as absent.

@@ -29,9 +29,8 @@ from assay.records import (
 R = TypeVar("R")
 
 PROMPT_COLUMNS = ("prompt", "tools", "chat_template_kwargs", "id")
-PAIR_COLUMNS = (
-    *PROMPT_COLUMNS, "chosen", "rejected", "source", "annotator", "objective", "preference", "label", "winner", "tie"
-)  # fmt: skip
+JUDGED_COLUMNS = (*PROMPT_COLUMNS, "source", "annotator")
+PAIR_COLUMNS = (*JUDGED_COLUMNS, "chosen", "rejected", "objective", "preference", "label", "winner", "tie")
 NESTED = ("prompt", "messages", "responses", "response", "spans", "tools", "template_kwargs", "meta", "reward_parts")
 FIRST = {"chosen", "first", "a", "model_a", "response_a"}
 SECOND = {"rejected", "second", "b", "model_b", "response_b"}

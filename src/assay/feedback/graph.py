@@ -7,15 +7,13 @@ flat along that shift. Records without a prompt are left out, each being a conte
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from assay.records import Comparison, Ranking, Rating, SpanLabels, stable_id, text_of
+from assay.records import Comparison, Judgement, Ranking, stable_id, text_of
 
-Judgement = Comparison | Ranking | Rating | SpanLabels
 Compared = Comparison | Ranking
 SHOWN = 3  # parts whose sizes are told one by one
 
@@ -37,21 +35,7 @@ def unconnected(judgements: Iterable[Judgement]) -> list[Gap]:
     Source: Ford 1957, "Solution of a ranking problem from binary comparisons"; Hunter 2004, "MM algorithms for
     generalized Bradley-Terry models".
     """
-    return [gap for gap in _gaps(several(judgements), "weak") if len(gap.parts) > 1]
-
-
-def unbounded(judgements: Iterable[Judgement]) -> list[Gap]:
-    """Prompts (per objective) whose maximum-likelihood rewards are infinite without a prior.
-
-    Of any two parts that were compared with each other, one won every time. A preference between 0 and 1 is a win of
-    both. For worlds with a reward per answer: real feedback, most pairs judged once, is nearly always so.
-
-    Source: Ford 1957, "Solution of a ranking problem from binary comparisons": the maximum is finite and unique exactly
-    if in every split in two, some answer of each side is preferred to one of the other.
-    """
-    groups = _groups(judgements)
-    both = zip(_gaps(groups, "strong"), _gaps(groups, "weak"), strict=True)
-    return [strong for strong, weak in both if len(strong.parts) > len(weak.parts)]
+    return [gap for gap in _gaps(several(judgements)) if len(gap.parts) > 1]
 
 
 def several(judgements: Iterable[Judgement]) -> list[list[Compared]]:
@@ -86,19 +70,19 @@ def _groups(judgements: Iterable[Judgement]) -> list[list[Compared]]:
     return list(found.values())
 
 
-def _gaps(groups: Sequence[Sequence[Compared]], connection: Literal["weak", "strong"]) -> list[Gap]:
-    """The connected parts of each group's graph, whose edges go from who was preferred; one graph holds them all."""
+def _gaps(groups: Sequence[Sequence[Compared]]) -> list[Gap]:
+    """The connected parts of each group's answers; one graph holds them all."""
     texts: dict[tuple[int, str], str] = {}
-    wins: list[tuple[tuple[int, str], tuple[int, str]]] = []
+    edges: list[tuple[tuple[int, str], tuple[int, str]]] = []
     for number, group in enumerate(groups):
         for judgement in group:
             answers = [(number, stable_id(response)) for response in judgement.responses]
             texts.update(zip(answers, map(text_of, judgement.responses), strict=True))
-            wins += [(answers[better], answers[worse]) for better, worse in _wins(judgement)]
+            edges += [(answers[first], answers[second]) for first, second in _compared(judgement)]
     place = {answer: index for index, answer in enumerate(texts)}
-    edges = np.array([(place[better], place[worse]) for better, worse in wins], dtype=np.int32).reshape(-1, 2)
-    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(place), len(place)))
-    _, parts = connected_components(graph, connection=connection)
+    ends = np.array([(place[first], place[second]) for first, second in edges], dtype=np.int32).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends)), ends.T), shape=(len(place), len(place)))
+    _, parts = connected_components(graph, directed=False)
     split: list[dict[int, list[str]]] = [{} for _ in groups]
     for (number, _), text, part in zip(texts, texts.values(), parts.tolist(), strict=True):
         split[number].setdefault(part, []).append(text)
@@ -108,9 +92,6 @@ def _gaps(groups: Sequence[Sequence[Compared]], connection: Literal["weak", "str
     ]
 
 
-def _wins(judgement: Compared) -> tuple[tuple[int, int], ...]:
-    """Places of its responses, the one that won first; both ways where the preference is no certainty."""
-    if isinstance(judgement, Ranking):
-        return judgement.untied()
-    first, second = ((0, 1),) * (judgement.preference > 0), ((1, 0),) * (judgement.preference < 1)
-    return first + second
+def _compared(judgement: Compared) -> tuple[tuple[int, int], ...]:
+    """Places of the responses that it compares, two by two."""
+    return judgement.untied() if isinstance(judgement, Ranking) else ((0, 1),)

@@ -10,11 +10,13 @@ better: 0 or "A" the first, 1 or "B" the second, a word for a tie. `responses` a
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from assay.feedback.formats import (
     EVEN,
     FIRST,
+    JUDGED_COLUMNS,
+    PAIR_COLUMNS,
     SECOND,
     blank,
     comparison,
@@ -24,11 +26,15 @@ from assay.feedback.formats import (
     take_word,
     wanted,
 )
+from assay.feedback.relabel import OF_LABEL
 from assay.feedback.turns import BadRow, Note, content, need, with_prompt
 from assay.records import Comparison, Ranking, Rating, Response
 from assay.settings import nearest
 
-USUAL = ("prompt", "tools", "chat_template_kwargs", "id", "source", "annotator")
+R = TypeVar("R", Comparison, Rating)
+
+READ = ("responses", "annotations", "scores", "ratings", "preferences")
+ANSWERS = ("responses", "chosen", "rejected", "response", "completion")
 
 
 def ranking(row: dict[str, Any], note: Note) -> Ranking:
@@ -43,7 +49,7 @@ def ranking(row: dict[str, Any], note: Note) -> Ranking:
     if any(map(blank, answers)):
         raise BadRow("empty answer", f"responses[{next(i for i, a in enumerate(answers) if blank(a))}] is empty")
     fields = {name: take_word(row, name) for name in ("id", "source", "annotator")}
-    meta = take_meta(row, (*USUAL, "responses", "ranks"))
+    meta = take_meta(row, (*JUDGED_COLUMNS, "responses", "ranks"))
     try:
         return Ranking(
             prompt=make_prompt(turns, row), responses=tuple(answers), ranks=_ranks(row, told), meta=meta, **fields
@@ -64,13 +70,13 @@ def comparisons(row: dict[str, Any], note: Note) -> tuple[Comparison, ...]:
 def rating(row: dict[str, Any], note: Note, objectives: Sequence[str] = ()) -> tuple[Rating, ...]:
     """A row's ratings: one, or one under each objective that it has."""
     if (record := own_record(row)) is not None:
-        return (wanted(record, Rating),)
+        return _under(wanted(record, Rating), objectives, note)
     answer = need(row, "response", "completion", "responses")
     turns, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (_answer(answer),), note)
     if blank(response):
         raise BadRow("empty answer", "the answer is empty")
     prompt = make_prompt(turns, row)
-    meta = take_meta(row, (*USUAL, "response", "completion", "scores", "ratings"))
+    meta = take_meta(row, (*JUDGED_COLUMNS, "response", "completion", "scores", "ratings"))
     word = {name: take_word(row, name) for name in ("source", "annotator")}
     if not objectives:
         value = _number(need(row, "rating", "score", "label"), "rating")
@@ -82,14 +88,15 @@ def rating(row: dict[str, Any], note: Note, objectives: Sequence[str] = ()) -> t
             fields = {**word, **({"annotator": annotator} if annotator else {}), "meta": meta}
             value = _number(told, objective)
             found.append(Rating(prompt=prompt, response=response, value=value, objective=objective, **fields))
+    if not found:
+        raise _no_judgement(row, objectives)
     return tuple(found)
 
 
 def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> tuple[Comparison, ...]:
     """A comparison for each objective, and each annotator, that judged the row's two responses."""
     if (record := own_record(row)) is not None:
-        comparison = wanted(record, Comparison)
-        return (comparison,) if comparison.objective in objectives else ()
+        return _under(wanted(record, Comparison), objectives, note)
     told = row.get("responses")
     if told is None:
         told = [need(row, "chosen"), need(row, "rejected")]
@@ -102,6 +109,7 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
         raise BadRow("empty answer", f"the {'first' if blank(answers[0]) else 'second'} response is empty")
     prompt, pair = make_prompt(turns, row), (answers[0], answers[1])
     source, in_order = take_word(row, "source"), row.get("responses") is not None
+    meta = take_meta(row, (*PAIR_COLUMNS, *OF_LABEL, *READ, *(n for name in objectives for n in _columns(name))))
     found: list[Comparison] = []
     for objective in objectives:
         for annotator, value in _told(row, objective):
@@ -111,17 +119,34 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
                     prompt=prompt,
                     responses=pair,
                     preference=preference,
-                    annotator=annotator or take_word(row, f"{objective}_annotator"),
+                    annotator=annotator or take_word(row, _columns(objective)[2]),
                     source=source,
                     objective=objective,
-                    meta={"shown_first": "chosen" if preference >= 0.5 else "rejected"} if in_order else {},
+                    meta=meta | ({"shown_first": "chosen" if preference >= 0.5 else "rejected"} if in_order else {}),
                 )
             )
     if not found:
-        known = [name for name in row if name not in (*USUAL, "responses", "chosen", "rejected")]
-        hint = nearest(objectives[0], known)
-        raise BadRow("no judgement", f"no judgement under {' or '.join(map(repr, objectives))}.{hint}")
+        raise _no_judgement(row, objectives)
     return tuple(found)
+
+
+def _under(record: R, objectives: Sequence[str], note: Note) -> tuple[R, ...]:
+    """A record of our own files, unless its objective was not asked for."""
+    if not objectives or record.objective in objectives:
+        return (record,)
+    note("judgement under another objective left out")
+    return ()
+
+
+def _no_judgement(row: dict[str, Any], objectives: Sequence[str]) -> BadRow:
+    known = [name for name in row if name not in (*JUDGED_COLUMNS, *ANSWERS)]
+    hint = nearest(objectives[0], known)
+    return BadRow("no judgement", f"no judgement under {' or '.join(map(repr, objectives))}.{hint}")
+
+
+def _columns(objective: str) -> tuple[str, str, str]:
+    """Two that may hold the judgement, and who gave it."""
+    return objective, f"{objective}_preferred", f"{objective}_annotator"
 
 
 def _told(row: dict[str, Any], objective: str) -> list[tuple[str, Any]]:
@@ -135,7 +160,7 @@ def _told(row: dict[str, Any], objective: str) -> list[tuple[str, Any]]:
         ]
         if found:
             return found
-    for name in (objective, f"{objective}_preferred"):
+    for name in _columns(objective)[:2]:
         if row.get(name) is not None:
             return [("", row[name])]
     for name in ("scores", "ratings", "preferences"):
@@ -167,9 +192,11 @@ def _ranks(row: dict[str, Any], told: Sequence[Any]) -> tuple[int, ...]:
         ranks = [item["rank"] for item in told]
     if ranks is None:
         return ()
-    if not isinstance(ranks, Sequence) or not all(isinstance(rank, int | float) for rank in ranks):
+    numbers = isinstance(ranks, Sequence) and all(isinstance(rank, int | float) for rank in ranks)
+    if not numbers or not all(map(math.isfinite, ranks)):
         raise BadRow("wrong type", f"ranks must be a list of numbers; got {ranks!r}")
-    return tuple(int(rank) for rank in ranks)
+    levels = sorted(set(ranks))
+    return tuple(map(levels.index, ranks))
 
 
 def _number(value: Any, column: str) -> float:

@@ -6,34 +6,43 @@ what stands there.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from assay.feedback.formats import blank, make_prompt, own_record, take_meta, take_word, wanted
+from assay.feedback.formats import JUDGED_COLUMNS, blank, make_prompt, own_record, take_meta, take_word, wanted
 from assay.feedback.turns import BadRow, Note, content, need, with_prompt
-from assay.records import Response, Span, SpanLabels
-
-USUAL = ("prompt", "tools", "chat_template_kwargs", "id", "source", "annotator")
+from assay.records import Span, SpanLabels
 
 
 def steps(row: dict[str, Any], note: Note, separator: str = "\n") -> SpanLabels:
-    """A row of steps with a label each; the response is the steps, joined by the separator."""
+    """A row of steps with a label each; the response is the steps, joined by the separator, which is not empty."""
     if (record := own_record(row)) is not None:
         return wanted(record, SpanLabels)
     texts, labels = _list(row, "completions"), _list(row, "labels")
     if len(texts) != len(labels):
         raise BadRow("wrong length", f"{len(texts)} completions and {len(labels)} labels: one label for each step")
+    told = [_step(text, place, separator) for place, text in enumerate(texts)]
     spans: list[Span] = []
     start = 0
-    for place, (text, label) in enumerate(zip(texts, labels, strict=True)):
-        if not isinstance(text, str) or not text.strip():
-            raise BadRow("empty answer", f"completions[{place}] is no text")
-        if separator in text.strip(separator):
-            raise BadRow("torn step", f"completions[{place}] holds {separator!r}, which ends a step")
-        text = text.strip(separator)
+    for place, (text, label) in enumerate(zip(told, labels, strict=True)):
         spans.append(Span(start, start + len(text), "step", _label(label, place)))
         start += len(text) + len(separator)
-    whole = separator.join(text.strip(separator) for text in texts)
-    return _record(row, note, whole, spans, ("completions", "labels"))
+    return _record(row, note, separator.join(told), spans, ("completions", "labels"))
+
+
+def _step(text: Any, place: int, separator: str) -> str:
+    """A step without the separators around it."""
+    if not isinstance(text, str):
+        raise BadRow("empty answer", f"completions[{place}] is no text")
+    while text.startswith(separator):
+        text = text.removeprefix(separator)
+    while text.endswith(separator):
+        text = text.removesuffix(separator)
+    if not text.strip():
+        raise BadRow("empty answer", f"completions[{place}] is no text")
+    if separator in text:
+        raise BadRow("torn step", f"completions[{place}] holds {separator!r}, which ends a step")
+    return text
 
 
 def spans(row: dict[str, Any], note: Note) -> SpanLabels:
@@ -60,21 +69,33 @@ def spans(row: dict[str, Any], note: Note) -> SpanLabels:
 
 
 def _record(row: dict[str, Any], note: Note, text: str, spans: Sequence[Span], read: Sequence[str]) -> SpanLabels:
-    turns, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (_answer(text),), note)
+    turns, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (text,), note)
     if blank(response):
         raise BadRow("empty answer", "the answer is empty")
     fields = {name: take_word(row, name) for name in ("id", "source", "annotator")}
     return SpanLabels(
         prompt=make_prompt(turns, row),
         response=response,
-        spans=tuple(spans),
-        meta=take_meta(row, (*USUAL, *read)),
+        spans=tuple(_kept(span, text, response[0].content) for span in spans),
+        meta=take_meta(row, (*JUDGED_COLUMNS, *read)),
         **fields,
     )
 
 
-def _answer(text: str) -> str | Response:
-    return content(text, "the response")
+def _kept(span: Span, text: str, kept: str) -> Span:
+    """A span of `text` as one of what is kept of it: without a repeated prompt and the spaces around it."""
+    if kept == text:
+        return span
+    first = len(text.rstrip()) - len(kept)
+    last = first + len(kept)
+    start, end = max(span.start, first), min(span.end, last)
+    if start >= end or (text[span.start : start] + text[end : span.end]).strip():
+        raise BadRow(
+            "wrong span",
+            f"{span.name}, {span.start} to {span.end}, is not in the response's own words, which are from {first} to "
+            f"{last}: the rest is the prompt, or spaces",
+        )
+    return replace(span, start=start - first, end=end - first)
 
 
 def _list(row: dict[str, Any], name: str, *, empty: bool = False) -> Sequence[Any]:

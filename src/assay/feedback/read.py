@@ -13,7 +13,7 @@ from assay.feedback import formats, judgements, places
 from assay.feedback.folders import rows
 from assay.feedback.sources import BLANK, Problem, Row, is_path
 from assay.feedback.turns import BadRow, Note
-from assay.feedback.validate import Oddities, Read, Tally, check, failure
+from assay.feedback.validate import Oddities, Read, Tally, by_reason, check, failure
 from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels
 from assay.settings import InputError
 
@@ -68,6 +68,8 @@ def read_steps(
     separator: str = "\n",
 ) -> Read[SpanLabels]:
     """`completions`, the steps of a response, with a label each; `separator` joins them. Errors as above."""
+    if not separator:
+        raise InputError("the separator that ends a step is empty: give one (--likelihood.separator)")
     return _read(source, partial(places.steps, separator=separator), split, on_bad, limit)
 
 
@@ -123,7 +125,8 @@ def _read(
         raise failure(name, tally.num_read, tally.dropped, tally.problems, advice)
     if not records:
         if not tally.dropped:
-            raise InputError(f"{name} holds no records")
+            left_out = {note: num for note, num in tally.notes.items() if note != BLANK}
+            raise InputError(f"{name} holds no records" + (f" ({by_reason(left_out)})" if left_out else ""))
         raise failure(name, tally.num_read, tally.dropped, tally.problems, "none is left")
     return Read(tuple(records), tally.report(name, len(records)))
 

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels, stable_id
+from assay.records import Comparison, Feedback, Prompt, Ranking, stable_id
 from assay.settings import InputError
 
-Judged = Prompt | Comparison | Ranking | Rating | SpanLabels | Demonstration
-R = TypeVar("R", bound=Judged)
+R = TypeVar("R", bound=Feedback)
 
 
-def prompt_key(record: Judged) -> str:
+def prompt_key(record: Feedback) -> str:
     """What must stay on one side: the prompt's words, whatever their case, spacing, tools or id.
 
     Records without a prompt are their own key, so plain texts split one by one.
@@ -103,20 +102,20 @@ def leaks(train: Sequence[R], test: Sequence[R]) -> Leaks:
     return Leaks(prompts=counts[0], answers=counts[1], continuations=counts[2], examples=tuple(examples))
 
 
-def _answers(record: Judged) -> set[str]:
+def _answers(record: Feedback) -> set[str]:
     if isinstance(record, Comparison | Ranking):
         return {stable_id(response) for response in record.responses}
     return set() if isinstance(record, Prompt) else {stable_id(record.response)}
 
 
-def _opening(record: Judged, turns: int | None) -> str:
+def _opening(record: Feedback, turns: int | None) -> str:
     prompt = record if isinstance(record, Prompt) else record.prompt
     if not prompt.messages:
         return prompt_key(record)
     return prompt_key(Prompt(messages=prompt.messages[:turns]))
 
 
-def _openings(record: Judged) -> set[str]:
+def _openings(record: Feedback) -> set[str]:
     """The keys of the shorter prompts that this prompt continues."""
     prompt = record if isinstance(record, Prompt) else record.prompt
     return {

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from assay.feedback.formats import blank
 from assay.feedback.sources import Problem, Row
 from assay.feedback.turns import BadRow
-from assay.records import Comparison, Demonstration, Prompt, Ranking, Rating, SpanLabels, stable_id
+from assay.records import Comparison, Demonstration, Feedback, Prompt, Ranking, Rating, SpanLabels, stable_id
 from assay.settings import InputError
 
 MAX_LISTED = 1000  # problems kept with their place; counts go on
@@ -114,10 +114,7 @@ class Tally:
         )
 
 
-Judged = Prompt | Comparison | Ranking | Rating | SpanLabels | Demonstration
-
-
-def check(record: Judged) -> None:
+def check(record: Feedback) -> None:
     """Raise `BadRow` for a record that nothing can be learned from."""
     if isinstance(record, Comparison):
         first, second = record.responses
@@ -140,7 +137,7 @@ class Oddities:
         self.seen: dict[Any, str] = {}
         self.preferred: dict[Any, tuple[str, str]] = {}
 
-    def look(self, row: Row, record: Judged) -> None:
+    def look(self, row: Row, record: Feedback) -> None:
         """Warn of what is odd about this record, given those before it."""
         prompt = record if isinstance(record, Prompt) else record.prompt
         if prompt.messages and prompt.messages[-1].role == "assistant":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.rewards.ids import IDS
+from assay.settings import InputError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,8 +26,12 @@ class Comparisons:
 def star(arms: int, num: int, seeds: int, *, seed: int = 0) -> Comparisons:
     """The hard instance: rewards (1, 0, ..., 0); arms 1 and 2 compared often, arm 1 with each other arm once.
 
-    `num` comparisons in all; `seeds` independent draws of their outcomes.
+    `num` comparisons in all, at least one for each other arm; `seeds` independent draws of their outcomes.
     """
+    if not num >= arms - 1 >= 1:
+        raise InputError(
+            f"star: {num} comparisons of {arms} arms; give at least two arms, and one for each but the first"
+        )
     truth = torch.zeros(arms, dtype=torch.float64)
     truth[0] = 1
     second = torch.arange(1, arms)

@@ -4,7 +4,7 @@
 learner, the optimiser and the loop are those that train language models.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from assay.batch import ModelOutput, TokenBatch, Trunks, VocabularyFn
 from assay.engine.truncation import cut, unpack_bits
 from assay.lab.world import World, number_of, states_before
-
-Features = Callable[[Tensor, Tensor], Tensor]
-"""`f(contexts [B], responses [B]) -> [B, D]`, both as numbers."""
 
 
 class TabularModel(nn.Module):

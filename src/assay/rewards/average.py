@@ -1,5 +1,6 @@
 """Several reward models made into one by averaging their weights."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ def _shares(folders: Sequence[str], weights: Sequence[float] | None) -> list[flo
     if len(folders) < 2:
         raise InputError("an average needs at least two models; name them separated by commas")
     told = list(weights or [1.0] * len(folders))
-    if len(told) != len(folders) or min(told) < 0 or sum(told) == 0:
+    fine = all(math.isfinite(weight) and weight >= 0 for weight in told)
+    if len(told) != len(folders) or not fine or sum(told) == 0:
         raise InputError(f"--weights {told}: give a number for each of the {len(folders)} models, none below 0")
     return [weight / sum(told) for weight in told]
 

@@ -23,19 +23,23 @@ def verify(folder: Path, conversations: Sequence[tuple[Prompt, Response]], train
     """Reload `folder` through plain transformers and compare, for batches of one and many and both paddings.
 
     With `trained`, the model that was saved, its rewards are compared too, computed in the type it was trained in.
-    Returns a sentence with the largest difference between ours and plain transformers; raises InputError above 1e-4.
+    Returns a sentence with the largest difference between ours and plain transformers; raises InputError above 1e-4,
+    and where a reward is no finite number.
     """
     saved = open_reward(str(folder), dtype="float32")
     ours = saved.outputs(conversations)
+    if num := int((~ours.isfinite()).sum()):
+        raise InputError(f"{folder}: {num} of the {ours.numel()} numbers it gives are not finite; do not use it")
     if trained is not None:
         _compare_trained(folder, conversations, trained)
     scale = max(1.0, float(ours.abs().max()))
-    worst = 0.0
+    differences: list[Tensor] = []
     for size in (1, len(conversations)):
         for side in ("right", "left") if size > 1 and _is_rotary(folder) else ("right",):
             theirs = plain_outputs(folder, conversations, batch_size=size, padding_side=side, saved=saved)
-            worst = max(worst, float((ours - theirs).abs().max()))
-    if worst > TOLERANCE * scale:
+            differences.append((ours - theirs).abs().max())
+    worst = float(torch.stack(differences).max())  # NaN if any is, and then no comparison below holds
+    if not worst <= TOLERANCE * scale:
         raise InputError(
             f"{folder}: plain transformers gives rewards that differ by {worst:.2g} from ours; do not publish it"
         )
@@ -56,7 +60,7 @@ def _compare_trained(folder: Path, conversations: Sequence[tuple[Prompt, Respons
         found, bound = float(errors.abs().max()), TOLERANCE * max(1.0, float(saved.abs().max()))
     else:
         found, bound = _spread(errors), max(0.1 * _spread(saved), ROUNDING)
-    if found > bound:
+    if not found <= bound:
         raise InputError(
             f"{folder}: the saved model's rewards differ by {found:.2g} from those of the model that was trained "
             f"(allowed: {bound:.2g}); do not use it"

@@ -20,7 +20,9 @@ class Ensemble(Reward):
     """
 
     def __init__(self, members: Sequence[Reward], readout: Readout) -> None:
-        """Raises InputError where members read conversations differently: their rewards would not be of one text."""
+        """Raises InputError for a single member, which has no spread, and where members do not read the same text."""
+        if len(members) < 2:
+            raise InputError(f"an ensemble needs at least two members; got {len(members)}")
         self.members, self.readout = tuple(members), readout
         self.name = ",".join(member.name for member in members)
         self.encoder = members[0].encoder

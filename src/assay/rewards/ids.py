@@ -39,9 +39,10 @@ class Labels:
     """The moving labels of comparisons, found by their keys in whatever order batches come."""
 
     def __init__(self, keys: Tensor, labels: Tensor) -> None:
-        if len(torch.unique(keys)) < len(keys):
-            raise InputError("two comparisons have the same id: labels that move need an id each")
-        self.place = {key: place for place, key in enumerate(keys.tolist())}
+        self.place: dict[int, int] = {}
+        for place, key in enumerate(keys.tolist()):
+            if (first := self.place.setdefault(key, place)) != place:
+                raise InputError(f"comparisons {first} and {place} have the same id: labels that move need an id each")
         self.values = labels.clone()
         self.num_moves = 0
 

@@ -76,16 +76,22 @@ def maximum(x: Tensor, precision: float) -> Tensor:
 
 
 def features(reward: RewardModel, conversations: Iterable[Conversation]) -> Tensor:
-    """[B, D] what the head reads: the last hidden vector of each conversation."""
-    network = reward.learner.model.network
-    head = network.score
-    through = nn.Linear(head.in_features, head.in_features, bias=False, device=head.weight.device)
-    nn.init.eye_(through.weight)
-    network.score = through
+    """[B, D] what the head reads: the last hidden vector of each conversation.
+
+    Raises InputError for a model with numbers at tokens, whose reward is not linear in one such vector.
+    """
+    if reward.pooling is not None:
+        raise InputError(f"{reward.name} has numbers at tokens: no single vector of a conversation makes its reward")
+    with reward.learner.computing() as model:
+        head = model.head("reward")
+    weight, bias, num = head.weight, head.bias, head.out_features
+    head.weight = nn.Parameter(torch.eye(head.in_features, dtype=weight.dtype, device=weight.device), False)
+    head.register_parameter("bias", None)
+    head.out_features = head.in_features  # of such a head the outputs are what it reads
     try:
         return reward.outputs(conversations)
     finally:
-        network.score = head
+        head.weight, head.bias, head.out_features = weight, bias, num
 
 
 def _curvature(x: Tensor, weights: Tensor, precision: float) -> Tensor:

@@ -208,7 +208,7 @@ def check_fingerprint(folder: Path, encoder: Encoder) -> None:
 
 
 def as_pair(conversation: Conversation) -> tuple[Prompt, Response]:
-    """Prompt and response of a conversation; message lists are split before the last run of assistant turns."""
+    """Prompt and response of a conversation; message lists are split after the last user turn."""
     if isinstance(conversation, tuple) and len(conversation) == 2 and isinstance(conversation[0], Prompt):
         return conversation  # pyright: ignore[reportReturnType]
     messages = tuple(Message.from_json(item) for item in conversation)

@@ -4,6 +4,7 @@ Source: Sun et al. 2024, arXiv:2310.05910 (SALMON), secs. 3.2 and 3.3, and its p
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,7 +41,9 @@ Told = tuple[Principle, int]
 
 
 def instructed(response: Response, principles: Sequence[Told]) -> Response:
-    """The response, followed by the rules it is to be judged by."""
+    """The response, followed by the rules it is to be judged by. InputError for plain text: no message follows it."""
+    if any(message.role == "text" for message in response):
+        raise InputError("principles are a message after the answer, and this answer is plain text: use messages")
     rules = "\n".join(f"- {principle.say(sign)}" for principle, sign in principles)
     return (*response, Message("user", f"{HEADING}\n{rules}"))
 
@@ -81,10 +84,12 @@ def _principle(row: Any, where: str) -> Principle:
         if not isinstance(row.get(name), str) or not row[name].strip():
             raise InputError(f"{where}: its {name} is missing")
     weight, tags = row.get("weight", 1.0), row.get("tags", ())
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not weight > 0:
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
         raise InputError(f"{where}: weight must be a positive number; got {weight!r}")
+    if not isinstance(tags, list | tuple) or not all(isinstance(tag, str) for tag in tags):
+        raise InputError(f"{where}: tags must be a list of words; got {tags!r}")
     return Principle(
-        name=row["name"], text=row["text"], negation=row["negation"], weight=float(weight), tags=tuple(map(str, tags))
+        name=row["name"], text=row["text"], negation=row["negation"], weight=float(weight), tags=tuple(tags)
     )
 
 

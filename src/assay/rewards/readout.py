@@ -25,7 +25,8 @@ class Readout(Settings):
     of worth from 0 to 1. Where there is a spread `rule` says what counts: "mean"; "cautious", mean - penalty
     * variance; of an ensemble also "min", the least opinion, and "soft", -1/penalty log mean exp(-penalty r).
 
-    Source: Coste et al. 2024, arXiv:2310.02743, eqs. 2 to 4 (mean, worst case, uncertainty-weighted).
+    Source: Coste et al. 2024, arXiv:2310.02743, eqs. 2 to 4 (mean, worst case, uncertainty-weighted). Their variance
+    divides by the number k of opinions, ours by k - 1, which is unbiased: a penalty costs k / (k - 1) of theirs.
     """
 
     kind: Kind = "single"

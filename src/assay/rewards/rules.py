@@ -29,6 +29,9 @@ Text = str | Sequence[Mapping[str, Any]]
 
 RewardFunction = Callable[..., Any]
 
+TAKEN = ("self", "prompts", "responses")
+"""Names that no column can have beside what every reward is called with."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -127,11 +130,12 @@ def from_oracle(oracle: Oracle, name: str = "oracle") -> Rule:
 def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
     """The rollouts with `reward` filled, and with `reward_parts` where the reward has parts.
 
-    The keys of the prompts' `meta` become columns; a rollout that lacks one has None there.
+    The keys of the prompts' `meta` become columns, but for those that are called as what is judged; a rollout that
+    lacks one has None there.
     """
     prompts = [to_field(rollout.prompt.messages) for rollout in rollouts]
     responses = [to_field(rollout.response) for rollout in rollouts]
-    names = dict.fromkeys(name for rollout in rollouts for name in rollout.prompt.meta)
+    names = dict.fromkeys(name for rollout in rollouts for name in rollout.prompt.meta if name not in TAKEN)
     columns = {name: [rollout.prompt.meta.get(name) for rollout in rollouts] for name in names}
     if isinstance(reward, Rule):
         totals, scored = reward(prompts, responses, **columns), {}

@@ -1,6 +1,7 @@
 """Preferences that follow from principles: a judge's opinion of each principle in, labelled comparisons out.
 
-Source: Sun et al. 2024, arXiv:2310.05910 (SALMON), sec. 3.2, and its published code for the constants.
+Source: Sun et al. 2024, arXiv:2310.05910 (SALMON), sec. 3.2, and its published code for the constants. Left out is
+the rule that an answer in the wrong language loses: it needs something that tells languages apart.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,22 +12,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from assay.feedback.relabel import numbered, relabelled
 from assay.records import Comparison, Prompt, Response, text_of
 from assay.rewards.principles import Principle, Told, instructed
-from assay.settings import Settings
+from assay.settings import InputError, Settings
+
+OF_FIRST = ("clean", "imported_preference")  # what `meta` says of the first response, as `preference` does
+ROUNDING = 1e-9  # the spread, beside their size, that equal opinions have by rounding
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A sign of a bad answer that needs no judge: the one of two that shows it loses, with this probability.
-
-    A pair in which both show it is dropped where `drop_both` says so.
-    """
+    """A sign of a bad answer that needs no judge: the one of two that shows it loses, with this probability."""
 
     name: str
     shows: Callable[[Prompt, Response], bool]
     probability: float = 1.0
-    drop_both: bool = False
 
 
 def disclaims(_: Prompt, response: Response) -> bool:
@@ -50,6 +51,16 @@ class Aggregation(Settings):
     scale: Literal["var", "std"] = "var"  # what a principle's opinions are divided by (the code: the variance)
     aggregate: Literal["dominant", "sum"] = "dominant"
 
+    def __post_init__(self) -> None:
+        for name in ("passes", "most"):
+            if getattr(self, name) < 1:
+                raise InputError(f"aggregation.{name} must be at least 1; got {getattr(self, name)}")
+        if not 0 < self.geometric <= 1:
+            raise InputError(f"aggregation.geometric must lie in (0, 1]; got {self.geometric}")
+        for name in ("negate", "flip", "rule_flip"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"aggregation.{name} is a probability in [0, 1]; got {getattr(self, name)}")
+
 
 def debiased(judgements: Tensor) -> Tensor:
     """[N, K] the mean of the two orders' opinions [N, K, 2]; 0 where the orders disagree about the winner."""
@@ -58,10 +69,13 @@ def debiased(judgements: Tensor) -> Tensor:
 
 
 def scaled(opinions: Tensor, scale: Literal["var", "std"]) -> Tensor:
-    """Opinions [N, K], each principle's divided by the variance (or deviation) of what it says over all pairs."""
+    """Opinions [N, K], each principle's divided by the variance (or deviation) of what it says over all pairs.
+
+    Those of a principle that says the same of every pair stay as they are: nothing tells their scale.
+    """
     spread = opinions.std(0, correction=0)
-    spread = spread**2 if scale == "var" else spread
-    return torch.where(spread > 0, opinions / spread.clamp(min=1e-12), 0.0)
+    alike = spread <= ROUNDING * opinions.abs().amax(0)
+    return opinions / torch.where(alike, 1.0, spread**2 if scale == "var" else spread)
 
 
 def truncated_geometric(p: float, most: int, rng: Random) -> int:
@@ -83,17 +97,18 @@ def build_preferences(
     judgements[n, k] are log-odds that the first response follows principle k better, with the responses shown in this
     order and, sign turned back, in the other. A label is drawn from the sign of the strongest opinion among the
     principles drawn; pairs about which there is none are dropped. `meta` of each comparison tells its principles,
-    their signs and the clean label.
+    their signs and `clean`, what `preference` would be without a planted error. A pair that is labelled
+    again gets an id of its own.
     """
     settings = settings or Aggregation()
     opinions = scaled(debiased(judgements.double()), settings.scale)
-    found = []
+    found: list[Comparison] = []
     for _ in range(settings.passes):
         for pair, row in zip(pairs, opinions, strict=True):
             made = _label(pair, row, principles, settings, rules, rng)
             if made is not None:
                 found.append(made)
-    return found
+    return numbered(found)
 
 
 def _label(
@@ -110,34 +125,38 @@ def _label(
     told: list[Told] = [(principles[k], sign) for k, sign in zip(drawn, signs, strict=True)]
     scores = [float(opinions[k]) * sign for k, sign in zip(drawn, signs, strict=True)]
     verdict = max(scores, key=abs) if settings.aggregate == "dominant" else sum(scores)
-    ruled, by_rule = _ruling(pair, rules, rng)
-    if ruled is None or (not by_rule and verdict == 0):
+    ruled = _ruling(pair, rules, rng)
+    if not ruled and verdict == 0:
         return None
-    first = ruled > 0 if by_rule else verdict > 0
-    wrong = rng.random() < (settings.rule_flip if by_rule else settings.flip)
+    first = (ruled or verdict) > 0
+    wrong = rng.random() < (settings.rule_flip if ruled else settings.flip)
     meta: dict[str, Any] = {
         "principles": [principle.name for principle, _ in told],
         "signs": signs,
         "clean": float(first),
-        "by_rule": by_rule,
+        "by_rule": bool(ruled),
     }
-    kept = replace(
+    kept = relabelled(
         pair,
+        float(first != wrong),
+        meta=meta,
         responses=(instructed(pair.responses[0], told), instructed(pair.responses[1], told)),
-        preference=float(first != wrong),
         id="",
         objective="principles",
-        meta={**pair.meta, **meta},
     )
-    return kept.swapped() if rng.random() < 0.5 else kept
+    return _turned(kept) if rng.random() < 0.5 else kept
 
 
-def _ruling(pair: Comparison, rules: Sequence[Rule], rng: Random) -> tuple[int | None, bool]:
-    """(1 or -1 for the response that wins, whether a rule decided); (None, ...) for a pair to be dropped."""
+def _turned(made: Comparison) -> Comparison:
+    """The responses in the other order, and what `meta` says of the first."""
+    of_first = {name: 1 - made.meta[name] for name in OF_FIRST if name in made.meta}
+    return replace(made.swapped(), id="", meta={**made.meta, **of_first})
+
+
+def _ruling(pair: Comparison, rules: Sequence[Rule], rng: Random) -> int:
+    """1 or -1 for the response that wins by a rule; 0 where none decides."""
     for rule in rules:
         shown = [rule.shows(pair.prompt, response) for response in pair.responses]
-        if all(shown) and rule.drop_both:
-            return None, True
         if shown[0] != shown[1] and rng.random() < rule.probability:
-            return (-1 if shown[0] else 1), True
-    return 0, False
+            return -1 if shown[0] else 1
+    return 0

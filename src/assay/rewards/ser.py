@@ -3,6 +3,7 @@
 Source: Huang et al. 2025, arXiv:2411.00418, and its published code, from which the filters and their bounds come.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Literal, TypeVar
@@ -42,13 +43,16 @@ class SER(Settings):
     def __post_init__(self) -> None:
         if not 0 <= self.tau_low <= self.tau_high <= 1:
             raise InputError(f"tau_low ({self.tau_low}) and tau_high ({self.tau_high}) must rise within [0, 1]")
+        if not 0 <= self.tau_delta <= 1:
+            raise InputError(f"tau_delta must lie in [0, 1]; got {self.tau_delta}")
 
 
 @dataclass(frozen=True, slots=True)
 class Loop:
     """What one loop did: `num` pairs learned from, by which filter, out of a pool of `pool`.
 
-    precision: share of the labels that are right, where the truth is known; whole: the same over the whole pool.
+    precision: share of the labels that are right, where the truth is known; whole: the same over the whole pool, where
+    a tie of rewards counts half.
     """
 
     index: int
@@ -118,8 +122,12 @@ def evolve(
         if not status:
             return Evolved(model, tuple(loops), f"loop {index} found fewer than {settings.min_selected} sure pairs")
         chosen = [swap(pool[i]) if turn else pool[i] for i, turn in zip(places.tolist(), turned.tolist(), strict=True)]
-        whole = [swap(p) if b > a else p for p, (a, b) in zip(pool, rewards.tolist(), strict=True)]
-        loop = Loop(index, len(pool), len(chosen), status, _share(chosen, right), _share(whole, right))
+        precision, whole = math.nan, math.nan
+        if right is not None:
+            precision = sum(map(right, chosen)) / len(chosen)
+            sides = zip(pool, rewards.tolist(), strict=True)
+            whole = sum(0.5 if a == b else right(swap(p) if b > a else p) for p, (a, b) in sides) / len(pool)
+        loop = Loop(index, len(pool), len(chosen), status, precision, whole)
         learned += chosen
         kept = list(seed) if settings.keep_seed else []
         model = fit(model, kept + chosen) if settings.warm_start else fit(None, kept + learned)
@@ -129,7 +137,3 @@ def evolve(
         if report is not None:
             report(loop, model)
     return Evolved(model, tuple(loops), f"{settings.max_loops} loops were run")
-
-
-def _share(pairs: Sequence[Pair], right: Callable[[Pair], bool] | None) -> float:
-    return float("nan") if right is None else sum(map(right, pairs)) / max(1, len(pairs))

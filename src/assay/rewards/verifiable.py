@@ -10,17 +10,25 @@ from typing import Any
 from assay.rewards.rules import Text
 from assay.settings import InputError
 
+SIGN = r"(?:(?<![\w)])-)?"
+NUMBER = re.compile(rf"{SIGN}(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)|\d+)(?:\.\d+)?|{SIGN}(?<!\d)\.\d+")
+
 
 def exact_match(responses: Sequence[Text], answer: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the response is the prompt's `answer`, spaces around either left out."""
+    _check_given("exact_match", "answer", answer)
     return [float(said_in(text) == str(wanted).strip()) for text, wanted in zip(responses, answer, strict=True)]
 
 
 def last_number(responses: Sequence[Text], answer: Sequence[Any], **columns: Any) -> list[float]:
-    """1 where the last number in the response equals the prompt's `answer`, a number."""
+    """1 where the last number in the response equals the prompt's `answer`, a number.
+
+    A hyphen after a letter or digit is no sign ("12-15"), and a comma parts thousands only ("1,204", but "1,2" is two).
+    """
+    _check_given("last_number", "answer", answer)
     found: list[float] = []
     for text, wanted in zip(responses, answer, strict=True):
-        numbers = re.findall(r"-?\d[\d,]*\.?\d*", said_in(text))
+        numbers = NUMBER.findall(said_in(text))
         try:
             target = float(str(wanted).replace(",", ""))
         except ValueError:
@@ -31,6 +39,7 @@ def last_number(responses: Sequence[Text], answer: Sequence[Any], **columns: Any
 
 def matches(responses: Sequence[Text], pattern: Sequence[Any], **columns: Any) -> list[float]:
     """1 where the prompt's `pattern`, a regular expression, is found in the response."""
+    _check_given("matches", "pattern", pattern)
     found: list[float] = []
     for text, wanted in zip(responses, pattern, strict=True):
         try:
@@ -40,6 +49,12 @@ def matches(responses: Sequence[Text], pattern: Sequence[Any], **columns: Any) -
                 f"matches: the column `pattern` holds {wanted!r}, no regular expression: {error}"
             ) from None
     return found
+
+
+def _check_given(function: str, column: str, values: Sequence[Any]) -> None:
+    """Raises InputError where a prompt lacks what is looked for."""
+    if num := sum(value is None for value in values):
+        raise InputError(f"{function}: {num} of {len(values)} prompts have no `{column}`: fill that column of the data")
 
 
 def said_in(text: Text) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ class Fitting:
         batches: Batches = Offline({"main": (Shuffled(items, config.batch_size, seed=config.seed), self.collate)})
         labels = None
         if config.ids.beta:
-            labels = Labels(*self._labels(items))
+            labels = self._labels_that_move(items)
             batches = Moving(batches, labels, config.ids, self._difference)
         training = Training(
             self.likelihood,
@@ -139,13 +140,29 @@ class Fitting:
         keys = batch.key[0::2]
         return keys, batch.preference if "preference" in batch else torch.ones(len(keys))
 
+    def _labels_that_move(self, items: Sequence[Item]) -> Labels:
+        """Each under its id; InputError names one that two comparisons share."""
+        name, times = Counter(judgement.id for judgement, _ in items).most_common(1)[0]
+        if times > 1:
+            raise InputError(
+                f"{self.config.data.path}: {times} comparisons have the id {name!r}: labels that move (--ids.beta) "
+                f"need an id each"
+            )
+        return Labels(*self._labels(items))
+
     def _believed(self, items: Sequence[Item]) -> PairFloat:
         """Reward of each chosen response minus the rejected one's."""
         rewards = torch.tensor(self.reward.score_encoded([e for _, conversations in items for e in conversations]))
         return rewards[0::2] - rewards[1::2]
 
     def _difference(self, batch: TokenBatch) -> PairFloat:
-        rewards = self.reward.readout.reward(self.reward.learner.forward(batch, ("outputs",)).outputs)
+        """The same of a batch."""
+        learner, pooling = self.reward.learner, self.reward.pooling
+        if pooling is None:
+            outputs = learner.forward(batch, ("outputs",)).outputs
+        else:  # of comparisons every token that was written counts
+            outputs = pooling.pooled(learner.forward(batch, ("token_outputs",)).token_outputs, batch.mask)
+        rewards = self.reward.readout.reward(outputs)
         return rewards[0::2] - rewards[1::2]
 
     def _keep_labels(self, items: Sequence[Item], labels: Labels) -> None:

@@ -11,6 +11,8 @@ from assay.audit.table import ScoredPairs
 from assay.records import Comparison, Ranking, Rating
 from assay.report.run import RunDirectory, write_json
 from assay.rewards.likelihoods import Likelihood
+from assay.rewards.likelihoods.dense import Outcome
+from assay.rewards.likelihoods.ratings import Binary, Regression
 from assay.rewards.model import Reward, RewardModel
 from assay.stages.judgements import Item, collator
 from assay.stages.progress import say
@@ -54,7 +56,9 @@ def told_apart(
     """The figures for the very people who judged."""
     pairs = pairs_of(items)
     outputs = reward.outputs_encoded([encoded for _, two in pairs for encoded in two])
-    found = likelihood.log_odds(outputs, reward.readout.reward(outputs), [comparison for comparison, _ in pairs], told)
+    comparisons = [comparison for comparison, _ in pairs]
+    rewards = of_objective(reward, outputs, [c.objective for c in comparisons for _ in range(2)])
+    found = likelihood.log_odds(outputs, rewards, comparisons, told)
     assert found is not None
     odds = found.double().numpy()
     right, clear = (odds > 0) + 0.5 * (odds == 0), scored.labelled
@@ -109,11 +113,12 @@ def rated(reward: Reward, likelihood: Likelihood, items: Sequence[Item]) -> dict
     rewards = np.array(of_objective(reward, outputs, [r.objective for r in ratings]).tolist())
     values = np.array([r.value for r in ratings])
     found: dict[str, Any] = {"rank correlation with the ratings": spearman(rewards, values, prompts)}
-    if getattr(likelihood, "name", "") == "regression":
+    kind = likelihood.innermost
+    if isinstance(kind, Regression):
         found["mean squared error"] = bootstrap_mean((rewards - values) ** 2, prompts)
         found["of always the mean"] = bootstrap_mean((values - values.mean()) ** 2, prompts)
-    middle = {"binary": 0.0, "outcome": 0.5}.get(getattr(likelihood, "name", ""))
-    if middle is not None:
+    if isinstance(kind, Binary | Outcome):
+        middle = 0.0 if isinstance(kind, Binary) else 0.5  # a logit, or a probability
         found["held-out accuracy"] = proportion(((rewards > middle) == (values > 0.5)).astype(float), prompts)
         found["always the more frequent"] = _usual(values > 0.5, prompts)
     return found

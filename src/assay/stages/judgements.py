@@ -10,13 +10,12 @@ from torch import Tensor
 from assay.batch import TokenBatch
 from assay.config import DataSettings
 from assay.feedback.read import read_comparisons, read_rankings, read_ratings, read_spans, read_steps
-from assay.records import Comparison, Prompt, Ranking, Rating, Response, SpanLabels, stable_id
+from assay.records import Comparison, Judgement, Prompt, Ranking, Rating, Response, SpanLabels, stable_id
 from assay.rewards.likelihoods import Likelihood
 from assay.settings import InputError
 from assay.stages.common import keep_fitting, read
 from assay.tokens.chat import Encoded, Encoder, collate
 
-Judgement = Comparison | Ranking | Rating | SpanLabels
 Item = tuple[Judgement, Sequence[Encoded]]
 
 READERS: Mapping[str, Callable[..., Any]] = {

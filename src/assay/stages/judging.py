@@ -11,6 +11,7 @@ from torch import Tensor
 
 from assay.audit.statistics import bootstrap_mean, proportion
 from assay.config import CollectConfig, DataSettings
+from assay.feedback.relabel import numbered, relabelled
 from assay.records import Comparison, Finding
 from assay.rewards.judge import Judge, Judgement, LanguageModel, open_judge, opinions
 from assay.rewards.principles import Principle
@@ -36,6 +37,11 @@ def label(
     """
     if not pairs:
         raise InputError("there is no pair to judge")
+    if plain := [pair for pair in pairs if principles and pair.responses[0][0].role == "text"]:
+        raise InputError(
+            f"{data.path}: {len(plain)} of {len(pairs)} pairs are plain text (the first: {plain[0].id}), and "
+            f"principles are told in a message after the answer: give prompts and answers as messages"
+        )
     longest = max((p.text for p in principles), key=len, default=config.criterion)
     judge = open_judge(config.judge, criterion=longest, dtype=config.dtype, token_budget=config.token_budget)
     if isinstance(model := judge.model, LanguageModel):
@@ -72,17 +78,18 @@ def opinions_of(judge: Judge, pairs: Sequence[Comparison], criteria: Sequence[st
 
 def labelled(judge: Judge, pairs: Sequence[Comparison], judgement: Judgement) -> tuple[Comparison, ...]:
     """Comparisons with preference sigmoid(log-odds); `meta` keeps the log-odds of either order."""
-    return tuple(
-        replace(
+    made = [
+        relabelled(
             pair,
+            0.5 * (1 + math.tanh(log_odds / 2)),
+            meta={"judge_log_odds": parts, "criterion": judge.criterion},
             id="",
-            preference=0.5 * (1 + math.tanh(log_odds / 2)),
             annotator=judge.name,
             source="judge",
-            meta={**pair.meta, "judge_log_odds": parts, "criterion": judge.criterion},
         )
         for pair, log_odds, parts in zip(pairs, judgement.log_odds.tolist(), judgement.both.tolist(), strict=True)
-    )
+    ]
+    return tuple(numbered(made))
 
 
 def consistency(judgements: Tensor, names: Sequence[str], pairs: Sequence[Comparison]) -> list[Finding]:

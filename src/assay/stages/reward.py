@@ -80,6 +80,8 @@ def fit_adapters(
     for index, member in enumerate(models):
         times = bootstrap_weights(keys, index).tolist()
         drawn = [item for item, num in zip(items, times, strict=True) for _ in range(num)]
+        if not drawn:
+            raise InputError(f"--adapters: adapter {index} drew none of {len(items)} judgements for itself: give more")
         replace(fitting, reward=member).fit(drawn, validation, name=f"reward-adapter-{index}")
     return AdapterEnsemble(models, Readout(kind="ensemble"), name=str(fitting.place.reward))
 
@@ -156,6 +158,14 @@ def check_settings(config: RewardConfig) -> None:
     named = [name for name, given in settings.items() if given]
     if named and config.likelihood.data != "comparisons":
         raise InputError(f"--{named[0]} needs comparisons, and {config.likelihood.name} reads {config.likelihood.data}")
+    by_belief = next((name for name in named if name != "language_coef"), "")
+    if by_belief and not config.likelihood.gives_log_odds:
+        raise InputError(
+            f"--{by_belief} takes a difference of rewards for log-odds, which it is not for {config.likelihood.name}: "
+            f"use --likelihood bradley_terry"
+        )
+    if by_belief and len(config.data.objectives) > 1:
+        raise InputError(f"--{by_belief} with several --data.objectives: train a model for each objective")
     if config.likelihood.learns_between and config.epochs < 2:
         raise InputError(f"{config.likelihood.name} learns between epochs: give --epochs 3 or more")
     if config.adapters > 1:

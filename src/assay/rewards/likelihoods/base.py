@@ -16,7 +16,7 @@ from assay.batch import Metrics, ModelOutput, Reduction, Term, TokenBatch
 from assay.records import Judged
 from assay.rewards.pooling import Pooling
 from assay.rewards.readout import Readout
-from assay.settings import Settings
+from assay.settings import InputError, Settings
 from assay.shapes import PairFloat, RowFloat, RowLevels
 from assay.tokens.chat import Encoded, Encoder
 
@@ -31,8 +31,14 @@ class Likelihood(Settings, ABC):
     reduction: ClassVar[Reduction] = "pair"
     reads: ClassVar[tuple[str, ...]] = ("rewards",)
     reference: ClassVar[bool] = False
+    gives_log_odds: ClassVar[bool] = False  # whether a difference of rewards is the log-odds of a preference, anybody's
     learns_between: ClassVar[bool] = False  # whether `between_epochs` has anything to do
     streams: ClassVar[Mapping[str, Any]] = {}
+
+    @property
+    def innermost(self) -> "Likelihood":
+        """Itself; for one that wraps another, the one that speaks of the feedback."""
+        return self
 
     @property
     def num_outputs(self) -> int:
@@ -111,6 +117,12 @@ class Likelihood(Settings, ABC):
         """The mean over what was judged."""
         reads = (*self.reads, *(("parameters",) if self.learned else ()))
         return (Term("reward", self.loss, self.reduction, reads=reads),)
+
+
+def check_field(name: str, value: float, fits: bool, wanted: str) -> None:
+    """Raises InputError for a likelihood's field that does not fit."""
+    if not fits:
+        raise InputError(f"likelihood.{name} must {wanted}; got {value}")
 
 
 def judged(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:

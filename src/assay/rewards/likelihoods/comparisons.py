@@ -11,7 +11,7 @@ from torch import Tensor
 
 from assay.batch import Metrics, ModelOutput, TokenBatch
 from assay.losses import preference as losses
-from assay.rewards.likelihoods.base import Likelihood, judged, preferences
+from assay.rewards.likelihoods.base import Likelihood, check_field, judged, preferences
 from assay.rewards.readout import Readout
 from assay.shapes import PairFloat
 
@@ -43,7 +43,12 @@ class BradleyTerry(Compared):
     """P(chosen preferred) = sigmoid(r(chosen) - r(rejected) - margin). Stiennon et al. 2020, arXiv:2009.01325."""
 
     name: Literal["bradley_terry"] = "bradley_terry"
+    gives_log_odds: ClassVar[bool] = True
     label_smoothing: float = 0.0  # the rate at which labels are assumed to be flipped
+
+    def __post_init__(self) -> None:
+        fits = 0 <= self.label_smoothing < 0.5
+        check_field("label_smoothing", self.label_smoothing, fits, "lie in [0, 0.5): at 0.5 labels say nothing")
 
     def nll(
         self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
@@ -65,6 +70,9 @@ class Thurstone(Compared):
     name: Literal["thurstone"] = "thurstone"
     scale: float = 1.0  # the standard deviation of what one response is felt to be worth
 
+    def __post_init__(self) -> None:
+        check_field("scale", self.scale, 0 < self.scale < math.inf, "be positive")
+
     def nll(
         self, chosen: PairFloat, rejected: PairFloat, batch: TokenBatch, learned: Mapping[str, Tensor]
     ) -> PairFloat:
@@ -78,6 +86,9 @@ class RaoKupper(Compared):
 
     name: Literal["rao_kupper"] = "rao_kupper"
     threshold: float = 0.5  # where the threshold starts
+
+    def __post_init__(self) -> None:
+        check_field("threshold", self.threshold, 0 < self.threshold < math.inf, "be positive")
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -97,6 +108,9 @@ class Davidson(Compared):
 
     name: Literal["davidson"] = "davidson"
     nu: float = 0.5  # where nu starts
+
+    def __post_init__(self) -> None:
+        check_field("nu", self.nu, 0 < self.nu < math.inf, "be positive")
 
     @property
     def learned(self) -> dict[str, Tensor]:
@@ -148,6 +162,9 @@ class Categorical(Likelihood):
     levels: int = 10
     entropy_coef: float = 0.1  # keeps levels apart from 0 or 1 while nothing speaks for them
     reads: ClassVar[tuple[str, ...]] = ("outputs",)
+
+    def __post_init__(self) -> None:
+        check_field("levels", self.levels, self.levels >= 2, "be at least 2")
 
     @property
     def num_outputs(self) -> int:

@@ -166,6 +166,7 @@ class TokenBradleyTerry(Likelihood):
 
     name: Literal["token_bradley_terry"] = "token_bradley_terry"
     centring_coef: float = 0.01
+    gives_log_odds: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("token_outputs",)
 
     @property

@@ -76,6 +76,16 @@ class BestOfK(Ranked):
 
     name: Literal["best_of_k"] = "best_of_k"
 
+    def refuse(self, judgements: Sequence[Judged]) -> str:
+        """Ties of the first place."""
+        tied = [r for r in judgements if isinstance(r, Ranking) and r.ranks[1] == r.ranks[0]]
+        if not tied:
+            return ""
+        return (
+            f"{len(tied)} of {len(judgements)} rankings have several best responses (the first: {tied[0].id}), and "
+            f"best_of_k needs one: use --likelihood kwise_bradley_terry"
+        )
+
     def nll(self, rewards: RankingFloat, ranks: RankingInt, present: RankingBool) -> GroupFloat:
         """Of the first place."""
         return losses.best_of_k(rewards, present)

@@ -11,7 +11,7 @@ from assay.algorithms.base import Data
 from assay.batch import Metrics, ModelOutput, Reduction, TokenBatch
 from assay.losses import rating as losses
 from assay.records import Judged, Rating
-from assay.rewards.likelihoods.base import Likelihood, all_alike
+from assay.rewards.likelihoods.base import Likelihood, all_alike, check_field
 from assay.shapes import RowFloat
 
 
@@ -90,6 +90,9 @@ class Ordinal(Rated):
     name: Literal["ordinal"] = "ordinal"
     low: int = 1  # the scale's lowest level
     high: int = 5  # and its highest
+
+    def __post_init__(self) -> None:
+        check_field("high", self.high, self.high > self.low, f"be above likelihood.low, {self.low}")
 
     @property
     def scale(self) -> str:

@@ -32,6 +32,11 @@ class Wrapped(Likelihood):
         return self.inner.data
 
     @property
+    def innermost(self) -> Likelihood:
+        """That of the inner one."""
+        return self.inner.innermost
+
+    @property
     def reduction(self) -> Reduction:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the inner one."""
         return self.inner.reduction

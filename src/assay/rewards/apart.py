@@ -32,7 +32,6 @@ class Apart:
     def __init__(self, rules: Combined, places: Sequence[str], timeout: float) -> None:
         self.rules, self.places, self.timeout = rules, tuple(places), timeout
         self.process: subprocess.Popen[str] | None = None
-        self.num_killed = 0
 
     @property
     def parts(self) -> tuple[tuple[float, Any], ...]:
@@ -66,7 +65,6 @@ class Apart:
         answer = self._read(process, self.timeout)
         if answer is None:
             self.close()
-            self.num_killed += 1
             names = ", ".join(rule.name for _, rule in self.parts)
             raise InputError(f"reward function {names}: no answer within {self.timeout:g} s; its process was killed")
         if not answer:
@@ -95,7 +93,6 @@ class Apart:
             )
             if self._read(self.process, max(self.timeout, START)) is None:  # "ready": imports have a time of their own
                 self.close()
-                self.num_killed += 1
                 raise InputError(f"the imports of {', '.join(self.places)} took longer than {START:g} s; killed")
         return self.process
 

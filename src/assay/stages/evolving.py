@@ -9,6 +9,7 @@ from torch import Tensor
 
 from assay.config import DataSettings, RewardConfig
 from assay.feedback.read import read_rankings
+from assay.feedback.relabel import relabelled
 from assay.feedback.split import split_by_prompt
 from assay.records import Comparison, Response
 from assay.report.run import write_json
@@ -43,7 +44,7 @@ def find_pool(train: tuple[Judgement, ...], config: RewardConfig) -> tuple[tuple
         clear = [c for c in rest if isinstance(c, Comparison) and c.preference != 0.5]
         if len(clear) < len(rest):
             say(f"{len(rest) - len(clear)} ties are left out of the pool")
-        parts.append(([dataclasses.replace(c, preference=1.0) for c in clear], config.data, "data"))
+        parts.append(([relabelled(c, 1.0) for c in clear], config.data, "data"))
         better |= {c.id: c.chosen for c in clear}
     if config.unlabelled.path:
         pairs = [

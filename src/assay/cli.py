@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(f"assay {verb}: {error}", file=sys.stderr)
         return WRONG_INPUT
+    except FloatingPointError as error:
+        print(f"assay {verb}: {error}", file=sys.stderr)
+        return FAULT
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED

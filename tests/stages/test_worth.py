@@ -1,13 +1,16 @@
 """What an answer is worth in all, and where it is paid: environment, rules, rewards at tokens, penalties together."""
 
+import math
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from assay.algorithms.grpo import GRPO
 from assay.algorithms.ppo import PPO
 from assay.algorithms.reinforce import REINFORCE
 from assay.algorithms.reinforce_pp import REINFORCEPP
-from assay.cli import OK, WRONG_INPUT, main
+from assay.cli import FAULT, OK, WRONG_INPUT, main
 from assay.config import PolicyConfig
 from assay.engine.samples import SamplingSettings
 from assay.records import user_prompt
@@ -152,6 +155,38 @@ def test_a_batch_of_cut_answers_alone_leaves_the_baseline_as_it_is(files, tmp_pa
     rows = RunDirectory(tmp_path / "run").read_metrics("policy")
     assert {row["share_cut"] for row in rows} == {0.0, 1.0}
     assert all(row["grad_norm"] == 0 for row in rows if row["share_cut"] == 1)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_batch(files, tmp_path, capsys):
+    """Rewards that fp32 can hold and their differences cannot."""
+    (files / "rules.py").write_text(
+        "def huge(prompts, responses, **_):\n    return [3e38 * (-1) ** i for i in range(len(responses))]\n"
+    )
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--rules", f"{files}/rules.py:huge"]
+    words += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--num_answers", 2, "--batch_size", 2]
+    words += ["--sampling.max_tokens", 4, "--dtype", "float32"]
+    assert main([str(word) for word in words]) == FAULT
+    told = capsys.readouterr().err.strip()
+    path = tmp_path / "run" / "checkpoints" / "policy" / "failed-step-1.safetensors"
+    assert told.startswith("assay policy: step 1: the loss is") and told.endswith(str(path)) and "\n" not in told
+    assert load_file(path)["main.rewards"].abs().tolist() == pytest.approx([3e38] * 4)
+
+
+@pytest.mark.parametrize("name", ["rloo", "grpo", "ppo", "reinforce", "online_dpo", "xpo", "nash_md", "sppo"])
+def test_empty_answers_are_answers(name, files, sampler, tmp_path):
+    """Prompts that the policy has nothing to say to: only the end of sequence, which is what is trained on."""
+    greedy = PolicySampler(sampler.model, sampler.encoder, SamplingSettings(max_tokens=6, top_k=1))
+    asked = [user_prompt(f"Name {place} things.") for place in range(60)]
+    drawn = greedy.draw(asked, 1, torch.Generator().manual_seed(0)).rollouts
+    silent = [rollout.prompt.to_json() for rollout in drawn if rollout.ids == (sampler.encoder.eos,)]
+    assert len(silent) >= 2
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--rules", f"{files}/rules.py:length"]
+    words += ["--data.path", write(tmp_path / "p.jsonl", silent), "--num_answers", 1 if name == "xpo" else 2]
+    words += ["--algorithm.name", name, "--sampling.top_k", 1, "--sampling.max_tokens", 6, "--batch_size", 2]
+    assert main([str(word) for word in [*words, "--steps", 1, "--dtype", "float32"]]) == OK
+    (row,) = RunDirectory(tmp_path / "run").read_metrics("policy")
+    assert row["length_mean"] == 1 and row["share_cut"] == 0 and row["reward"] == 0
+    assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
 
 
 def test_an_edited_environment_is_another_run(files, tmp_path, capsys):

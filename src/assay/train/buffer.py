@@ -65,7 +65,7 @@ class Buffer:
             kept = {"main": self.main, **kept}
         state: dict[str, Any] = {} if self.empty else {"order": list(self.order), "num_drawn": self.num_drawn}
         for name, batch in kept.items():
-            state |= {f"{name}.{column}": value for column, value in _flat(batch).items()}
+            state |= {f"{name}.{column}": value for column, value in flat(batch).items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -104,7 +104,7 @@ def _part(batch: TokenBatch, index: int, num: int) -> TokenBatch:
     return _of_groups(batch, list(range(index * size // num, (index + 1) * size // num)))
 
 
-def _flat(batch: TokenBatch) -> dict[str, Any]:
+def flat(batch: TokenBatch) -> dict[str, Any]:
     """A batch as named tensors."""
     prompts = batch.prompts
     columns = {name: value for name, value in batch.columns.items() if name != "prompts"}
@@ -114,7 +114,7 @@ def _flat(batch: TokenBatch) -> dict[str, Any]:
 
 
 def _batch(state: Mapping[str, Tensor]) -> TokenBatch:
-    """The batch that `_flat` took apart."""
+    """The batch that `flat` took apart."""
     ids = state["prompts.ids"].split(state["prompts.lengths"].tolist())
     columns = {name: value for name, value in state.items() if not name.startswith("prompts.")}
     declared = {name: Tensor for name in columns if name not in get_type_hints(TokenBatch)}

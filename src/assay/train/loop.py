@@ -1,20 +1,22 @@
 """The loop. Every method trains here; they differ in the algorithm and in where batches come from."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.algorithms import Algorithm, Memory
+from assay.batch import Term
 from assay.engine.checkpoint import load_checkpoint, save_checkpoint
 from assay.engine.learner import Lagging, Learner
 from assay.settings import InputError, Settings
 from assay.train.batches import Batches, Stateful
-from assay.train.buffer import Buffer
+from assay.train.buffer import Buffer, Streams, flat
 from assay.train.schedule import Schedule, learning_rate
 
 
@@ -130,20 +132,37 @@ class Training:
             streams["main"] = self.algorithm.prepare(streams["main"], self.learners, self.memory)
             self.buffer.fill(streams)
         streams = self.buffer.next()
-        metrics: dict[str, float] = {}
         terms = self.algorithm.losses()
         if self.step < self.critic_alone:
             terms = tuple(term for term in terms if term.learner == "value")
+        try:
+            metrics = self._update(streams, terms, lr)
+        except FloatingPointError as error:
+            path = self._keep_batch(streams)
+            raise FloatingPointError(f"step {self.step + 1}: {error}; what it was trained on is in {path}") from error
+        for _, learner in self._kept():
+            if isinstance(learner, Lagging):
+                learner.follow(self.step + 1)
+        return {**metrics, **facts, "lr": lr}
+
+    def _update(self, streams: Streams, terms: Sequence[Term], lr: float) -> dict[str, float]:
+        """Gradients of all terms, then a step of every learner that has some; the losses' metrics."""
+        metrics: dict[str, float] = {}
         moving = dict.fromkeys(self.learners[term.learner] for term in terms)
         for learner in moving:
             mine = [term for term in terms if self.learners[term.learner] is learner]
             found = learner.forward_backward(streams, mine)
             metrics = {**metrics, **found, "loss": metrics.get("loss", 0.0) + found.get("loss", 0.0)}
         norms = [learner.step(lr=lr, max_norm=self.optimiser.max_norm) for learner in moving]
-        for _, learner in self._kept():
-            if isinstance(learner, Lagging):
-                learner.follow(self.step + 1)
-        return {**metrics, **facts, "grad_norm": max(norms), "lr": lr}
+        return {**metrics, "grad_norm": max(norms)}
+
+    def _keep_batch(self, streams: Streams) -> Path:
+        """A file of what was trained on when a number was not finite: `stream.column` -> tensor."""
+        path = self.folder / f"failed-step-{self.step + 1}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        columns = {f"{name}.{key}": value for name, batch in streams.items() for key, value in flat(batch).items()}
+        save_file({name: value.contiguous().clone() for name, value in columns.items()}, path)
+        return path
 
     def _kept(self) -> list[tuple[str, Learner]]:
         """The learners whose weights change, by the name that checkpoints know them by."""

@@ -125,3 +125,11 @@ def test_an_algorithm_is_one_file_and_one_line(tmp_path: Path, monkeypatch: pyte
     assert main([*command, "--print-config"]) != 0
     monkeypatch.setitem(ALGORITHMS, "mirror_descent", importlib.import_module("mirror_descent").MirrorDescent)
     assert main([*command, "--algorithm.tau", "0.2", "--print-config"]) == 0
+
+
+def test_public_sets_are_trained_by_the_lines_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sets = importlib.import_module("real_feedback").SETS
+    shown = [words for words in commands((ROOT / "docs/datasets.md").read_text()) if words[0] == "reward"]
+    told = {words[words.index("--data.path") + 1].removesuffix(".jsonl"): words[5:] for words in shown}
+    assert {name: sorted(words) for name, words in told.items()} == {name: sorted(w) for name, w in sets.items()}

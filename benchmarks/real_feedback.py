@@ -1,7 +1,7 @@
 """Every kind of human feedback at hand, each with the likelihood that fits it, and what it gets right on other prompts.
 
-A cell is one `assay reward` on SmolLM2-135M, up to a quarter of an hour on 2 cores; finished cells are kept in
-benchmarks/results/real_feedback.jsonl. docs/datasets.md shows the same command lines.
+A cell is one `assay reward` on SmolLM2-135M, up to twenty minutes on one core; finished cells are kept in
+benchmarks/results/real_feedback.jsonl, those of smaller learning rates too. docs/datasets.md shows the same lines.
 """
 
 import argparse

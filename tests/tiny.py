@@ -12,6 +12,8 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, LlamaForS
 from transformers.utils import logging
 
 from assay.records import Message, Prompt, Response, reply, user_prompt
+from assay.rewards.model import Reward
+from assay.tokens.chat import Encoder
 from models import default_model
 
 CONTEXT = 256
@@ -68,6 +70,18 @@ def tiny_model(*, tied: bool = True) -> str:
 def tiny_reward() -> str:
     """A sequence classifier's folder, made once a session."""
     return save(random_network(LlamaForSequenceClassification, seed=1), Path(_session().name) / "reward")
+
+
+class TokenRewards(Reward):
+    """Base of rewards at tokens that are made up: the default model's tokenizer, room as the tiny model has."""
+
+    def __init__(self) -> None:
+        self.encoder = Encoder(tokenizer())
+
+    @property
+    def context(self) -> int:
+        """Tokens of a conversation."""
+        return CONTEXT
 
 
 PROMPTS = tuple(

@@ -12,11 +12,11 @@ from assay.records import Rollout, reply
 from assay.report.run import RunDirectory
 from assay.rewards.dense import at_sampled_tokens
 from assay.rewards.implicit import ImplicitReward
-from assay.rewards.model import Reward, RewardModel
+from assay.rewards.model import RewardModel
 from assay.stages.rewarding import Dense
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, Encoder
-from tiny import PROMPTS, pairs, prompts, random_network, save, tiny_model, tokenizer, write
+from tiny import PROMPTS, TokenRewards, pairs, prompts, random_network, save, tiny_model, tokenizer, write
 
 
 @pytest.fixture(scope="module")
@@ -46,17 +46,10 @@ def test_token_rewards_sum_to_the_models_own(dense, drawn):
     assert (paid[~batch.mask] == 0).all() and paid.sum(1).tolist() == pytest.approx(whole, abs=1e-4)
 
 
-class Letters(Reward):
+class Letters(TokenRewards):
     """Pays 1 for each token of the answer's own spelling; other tokens than the policy may have used."""
 
     name, readout = "letters", None
-
-    def __init__(self):
-        self.encoder = Encoder(tokenizer())
-
-    @property
-    def context(self):
-        return 256
 
     def outputs_encoded(self, encoded):
         raise NotImplementedError

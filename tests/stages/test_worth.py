@@ -15,14 +15,13 @@ from assay.config import PolicyConfig
 from assay.engine.samples import SamplingSettings
 from assay.records import user_prompt
 from assay.report.run import RunDirectory
-from assay.rewards.model import Reward
 from assay.rewards.readout import Readout
 from assay.stages.online import Rollouts, Watch
 from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoder
-from tiny import PROMPTS, prompts, tiny_model, tokenizer, write
+from tiny import PROMPTS, TokenRewards, prompts, tiny_model, tokenizer, write
 
 LENGTH = "def length(prompts, responses, **_):\n    return [float(len(r[-1]['content'])) for r in responses]\n"
 GAME = '''
@@ -58,17 +57,10 @@ def sampler():
     return PolicySampler.load(tiny_model(), SamplingSettings(max_tokens=6), dtype="float32")
 
 
-class Halves(Reward):
+class Halves(TokenRewards):
     """Half a point for every token, and one reward for the whole that is something else."""
 
     name, readout = "halves", Readout()
-
-    def __init__(self):
-        self.encoder = Encoder(tokenizer())
-
-    @property
-    def context(self):
-        return 256
 
     def outputs_encoded(self, encoded):
         return torch.full((len(encoded), 1), 7.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay.batch import ModelOutput, Term, TokenBatch, VocabularyFn
-from assay.engine.model import Model
+from assay.engine.model import Model, tempered
 from assay.engine.optimizer import FlatAdamW
 from assay.engine.weights import item_weights, rows_of, units_of
 from assay.tokens.trees import plan
@@ -40,7 +40,8 @@ class Learner:
         totals: dict[str, float] = {}
         for stream in dict.fromkeys(term.stream for term in terms):
             mine = [term for term in terms if term.stream == stream]
-            with self.computing(), _tempered(self.model, stream == "main"):
+            temperature = self.model.temperature if stream == "main" else 1.0  # what others wrote is not sampled
+            with self.computing(), tempered(self.model, temperature):
                 found = self._stream(streams[stream], mine)
             for name, value in found.items():
                 key = name if stream == "main" or name == "loss" else f"{stream}/{name}"
@@ -136,17 +137,6 @@ class Learner:
 def token_columns(batch: TokenBatch) -> dict[str, Tensor]:
     """The batch's [B, T] columns, which vocabulary functions see at counted tokens."""
     return {name: value for name, value in batch.columns.items() if name != "prompts" and value.ndim == 2}
-
-
-@contextlib.contextmanager
-def _tempered(model: Model, sampled: bool) -> Iterator[None]:
-    """The model at its temperature, which is that of what it samples; what others wrote is read at 1."""
-    usual = model.temperature
-    model.temperature = usual if sampled else 1.0
-    try:
-        yield
-    finally:
-        model.temperature = usual
 
 
 def _weighted(values: Tensor, weights: Tensor) -> Tensor:

@@ -4,9 +4,10 @@ Trees go in packed into one row where the family takes them, else each response 
 outside of `forward` touches a weight, so the whole module can be sharded.
 """
 
+import contextlib
 import inspect
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -188,6 +189,16 @@ class Model(nn.Module):
                 for name, function in functions.items()
             }
         return found
+
+
+@contextlib.contextmanager
+def tempered(model: Model, temperature: float) -> Iterator[None]:
+    """The model reading at this temperature, and at its own again afterwards."""
+    usual, model.temperature = model.temperature, temperature
+    try:
+        yield
+    finally:
+        model.temperature = usual
 
 
 def _only(outputs: Tensor) -> Tensor:

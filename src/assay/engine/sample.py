@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 from assay.batch import TokenBatch, Trunks
 from assay.engine.attention import Scores, TreeAttention, attend_to
 from assay.engine.learner import Learner
-from assay.engine.model import Model, hidden_states, logit_cap, logit_scale
+from assay.engine.model import Model, hidden_states, logit_cap, logit_scale, tempered
 from assay.engine.samples import PLAIN, Drawing, Samples, SamplingSettings
 from assay.engine.truncation import cut, nucleus, pack_bits
 from assay.engine.vocabulary import scaled_logits
@@ -264,14 +264,13 @@ def _generate(
         lengths=lengths,
         group=torch.arange(len(prompts)).repeat_interleave(num),
     )
-    before, model.temperature = model.temperature, settings.temperature
-    if settings.cuts and not greedy:
-        batch = batch.fill(allowed=_could_be_drawn(model, batch, settings))
     logprobs = torch.zeros(slots, width)
-    for part in [] if greedy else plan(batch, 4096, shared=False):
-        found = model(batch.select(part), ("logprobs",)).logprobs.cpu()
-        logprobs[part, : found.shape[1]] = found
-    model.temperature = before
+    with tempered(model, settings.temperature):
+        if settings.cuts and not greedy:
+            batch = batch.fill(allowed=_could_be_drawn(model, batch, settings))
+        for part in [] if greedy else plan(batch, 4096, shared=False):
+            found = model(batch.select(part), ("logprobs",)).logprobs.cpu()
+            logprobs[part, : found.shape[1]] = found
     columns = {"allowed": batch.allowed} if "allowed" in batch else {}
     return Samples(batch.ids, lengths, logprobs, stopped, columns)
 

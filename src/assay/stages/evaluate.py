@@ -12,6 +12,7 @@ from assay.config import DataSettings, EvaluateConfig
 from assay.config_files import plain
 from assay.engine.catalog import DEFAULT_MODEL, resolve_model
 from assay.engine.learner import Learner
+from assay.engine.model import tempered
 from assay.feedback.read import read_prompts, read_texts
 from assay.records import Finding, Prompt, Rollout, text_of
 from assay.report.run import RunDirectory, Sample, read_json, write_json
@@ -195,12 +196,12 @@ def _logprobs(sampler: PolicySampler, side: Sequence[Rollout], budget: int) -> l
 def _score(
     sampler: PolicySampler, rows: Sequence[Encoded], budget: int, temperature: float = 1.0
 ) -> list[torch.Tensor]:
-    sampler.model.temperature = temperature
     learner = Learner(sampler.model, token_budget=budget)
     found: list[torch.Tensor] = []
     for first in range(0, len(rows), 64):
         batch = collate([[row] for row in rows[first : first + 64]], sampler.encoder.tokenizer.pad_token_id)
-        logprobs = learner.forward(batch, ("logprobs",)).logprobs
+        with tempered(sampler.model, temperature):
+            logprobs = learner.forward(batch, ("logprobs",)).logprobs
         found += [values[mask] for values, mask in zip(logprobs, batch.mask, strict=True)]
     return found
 

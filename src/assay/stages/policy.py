@@ -38,13 +38,14 @@ from assay.stages.judgements import collator as collate_judgements
 from assay.stages.keeping import Keeper
 from assay.stages.learners import load_model, make_learners, open_critic
 from assay.stages.online import Rollouts, Watch
-from assay.stages.policy_settings import check, identity, updates
+from assay.stages.policy_settings import check, identity
 from assay.stages.progress import bar, say
 from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoded, Encoder, collate
 from assay.train.batches import Batches, Joined, Offline, Shuffled
+from assay.train.buffer import updates
 from assay.train.loop import Training
 
 READERS: Mapping[str, Callable[..., Any]] = {

@@ -7,6 +7,7 @@ from assay.config import PolicyConfig
 from assay.config_files import plain
 from assay.settings import InputError
 from assay.stages.learners import check_critic
+from assay.train.buffer import passes
 
 # Known by content, in the identity's other parts, or without a say in the result.
 ELSEWHERE = (
@@ -51,7 +52,7 @@ def check_answers(config: PolicyConfig) -> None:
         raise InputError(f"--num_answers {num}: {algorithm.name} samples {most} of its own a prompt")
     if even and num % 2:
         raise InputError(f"--num_answers {num}: {algorithm.name} compares answers two by two")
-    parts = getattr(algorithm, "num_minibatches", 1)
+    _, parts = passes(algorithm)
     if parts > config.batch_size:
         raise InputError(f"--algorithm.num_minibatches {parts}: a batch has {config.batch_size} prompts to divide")
     if hasattr(algorithm, "top_p") and config.sampling.cuts:
@@ -131,11 +132,6 @@ def check_watch(config: PolicyConfig) -> None:
     for name, there in measured.items():
         if getattr(stop, name) and not there:
             raise InputError(f"--stop.{name}: {algorithm.name} with these settings does not measure it; leave it out")
-
-
-def updates(algorithm: Any) -> int:
-    """Optimiser steps on each batch."""
-    return getattr(algorithm, "num_epochs", 1) * getattr(algorithm, "num_minibatches", 1)
 
 
 def identity(config: PolicyConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What was sampled and prepared, and the minibatches that are still to come of it."""
 
 import itertools
+import math
 from collections.abc import Mapping
 from typing import Any, get_type_hints
 
@@ -13,6 +14,16 @@ from assay.batch import TokenBatch, Trunks
 Streams = dict[str, TokenBatch]
 
 
+def passes(algorithm: Algorithm) -> tuple[int, int]:
+    """How often each batch is trained on, and in how many parts."""
+    return getattr(algorithm, "num_epochs", 1), getattr(algorithm, "num_minibatches", 1)
+
+
+def updates(algorithm: Algorithm) -> int:
+    """Optimiser steps on each batch."""
+    return math.prod(passes(algorithm))
+
+
 class Buffer:
     """`num_epochs` passes over each prepared batch, each in `num_minibatches` parts of whole groups, in a seeded order.
 
@@ -22,8 +33,7 @@ class Buffer:
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
-        self.num_epochs = getattr(algorithm, "num_epochs", 1)
-        self.num_parts = getattr(algorithm, "num_minibatches", 1)
+        self.num_epochs, self.num_parts = passes(algorithm)
         self.cumulative = getattr(algorithm, "replay", "latest") == "cumulative"
         self.main: TokenBatch | None = None
         self.streams: Streams = {}

@@ -10,8 +10,8 @@ from assay.settings import Settings
 class StopSettings(Settings):
     """Limits that end a run, 0 where there is none. What they look at is smoothed, so that one odd batch does nothing.
 
-    The run then keeps the weights of the best look at the oracle, or where there is none, those before the first step
-    beyond the limit.
+    The run then keeps the weights of the best look at the oracle where `oracle_drop` is a limit, else those that last
+    sampled a batch within all limits.
     """
 
     oracle_drop: float = 0.0  # share of what the oracle gained since the start that may be lost again

@@ -8,6 +8,7 @@ os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OF
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,23 @@ def _same_random_numbers_in_any_order() -> None:
         sys.modules["numpy"].random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What a command that must be refused says: one line on stderr, exit code 2, no traceback.
+
+    Rows of a file that cannot be used have one line each below the first.
+    """
+    from assay.cli import WRONG_INPUT, main
+
+    def run(*words: object, lines: int = 1) -> str:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        said = capsys.readouterr().err.splitlines()
+        assert code == WRONG_INPUT, said
+        assert len(said) == lines, said
+        assert said[0].startswith(f"assay {words[0]}: ")
+        return "\n".join(said)
+
+    return run

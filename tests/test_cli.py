@@ -24,22 +24,6 @@ def no_model(monkeypatch) -> None:
     monkeypatch.setattr(assay.engine.load, "_load", load)
 
 
-@pytest.fixture
-def refused(capsys):
-    """What a command that must be refused says: one line on stderr, exit code 2, no traceback."""
-
-    def run(*words: object, lines: int = 1) -> str:
-        capsys.readouterr()
-        code = main([str(word) for word in words])
-        said = capsys.readouterr().err.splitlines()
-        assert code == WRONG_INPUT, said
-        assert len(said) == lines, said
-        assert said[0].startswith(f"assay {words[0]}: ")
-        return "\n".join(said)
-
-    return run
-
-
 def config_file(path: Path, text: str) -> Path:
     path.write_text(text)
     return path

@@ -5,15 +5,15 @@ from random import Random
 import pytest
 import torch
 
-from assay.algorithms import RLOO
-from assay.engine.learner import Learner
-from assay.engine.optimizer import FlatAdamW
-from assay.lab.tabular import TabularModel, batch_of
+from assay.algorithms import PPO, RLOO
+from assay.lab.rollouts import TabularRollouts
+from assay.lab.tabular import TabularModel
 from assay.lab.world import World, tokens_of
 from assay.losses.preference import bradley_terry
 from assay.records import Comparison, reply, user_prompt
 from assay.rewards.principles import Principle
 from assay.rewards.salmon import Aggregation, build_preferences
+from lab.training import training
 
 NAMES = ("brief", "kind", "true", "clear", "calm", "warm", "exact", "open")
 PRINCIPLES = tuple(Principle(name=n, text=f"Be {n}.", negation=f"Do not be {n}.") for n in NAMES)
@@ -109,22 +109,21 @@ def counts():
     return torch.nn.functional.one_hot(tokens_of(torch.arange(81), 3, 4), 3).sum(1).double()
 
 
-def optimise(language, rewards, *, steps=400, beta=0.3):
-    """[O] the policy that RLOO ends at, from the reference, 16 sampled answers a step."""
+def optimise(language, rewards, algorithm, seed):
+    """[O] the policy that 400 steps of 4 prompts with 4 answers end at, from the reference."""
+    torch.manual_seed(seed)
     model = TabularModel(language)
-    reference, learner = Learner(TabularModel(language)), Learner(model, FlatAdamW(model.named_parameters(), lr=0.05))
-    generator, algorithm = torch.Generator().manual_seed(0), RLOO(kl_coef=beta)
-    for _ in range(steps):
-        drawn = torch.multinomial(model.probabilities[0], 16, replacement=True, generator=generator)
-        rows = batch_of(language, torch.zeros(16, dtype=torch.long), drawn, rewards=rewards[drawn].float())
-        sampled = learner.forward(rows, ("logprobs",)).logprobs
-        rows = algorithm.prepare(rows.fill(sampler_logprobs=sampled), {"policy": learner, "reference": reference}, {})
-        learner.forward_backward({"main": rows}, algorithm.losses())
-        learner.step(lr=0.05, max_norm=None)
+    rollouts = TabularRollouts(model, num_prompts=4, num_answers=4, rewards=rewards[None], seed=seed)
+    training(model, algorithm, rollouts, steps=400, lr=0.05).run(lambda _: None)
     return model.probabilities[0]
 
 
-def test_a_principle_told_at_rl_time_takes_a_side_effect_back_without_a_label():
+ALGORITHMS = (RLOO(kl_coef=0.3), PPO(kl_coef=0.3, vf_coef=1.0, num_epochs=1, num_minibatches=1))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda algorithm: algorithm.name)
+def test_a_principle_told_at_rl_time_takes_a_side_effect_back_without_a_label(algorithm, seed):
     """The judge of "kind" half believes that whatever is long is kind; so does the model, and so the policy."""
     generator = torch.Generator().manual_seed(3)
     gaps = torch.randn(4000, 2, generator=generator, dtype=torch.float64)  # of kindness and of length
@@ -147,8 +146,8 @@ def test_a_principle_told_at_rl_time_takes_a_side_effect_back_without_a_label():
         return (chosen @ model.weights.detach() * attributes).sum(-1)
 
     reference = means(language.reference_probs[0])
-    hacked = means(optimise(language, reward("kind")))
-    mended = means(optimise(language, reward("kind", "not:long")))
+    hacked = means(optimise(language, reward("kind"), algorithm, seed))
+    mended = means(optimise(language, reward("kind", "not:long"), algorithm, seed))
     assert hacked[0] > reference[0] + 0.5 and hacked[1] > reference[1] + 0.1
     assert mended[1] < reference[1] - 0.5
     assert mended[0] - reference[0] >= 0.8 * (hacked[0] - reference[0])

@@ -52,6 +52,7 @@ def test_the_three_outcomes_sum_to_one(loss, difference, parameter):
 
 
 def test_rao_kupper_without_a_threshold_is_bradley_terry():
+    """In the limit: at 0 itself a tie has no logarithm, and the likelihood's threshold is positive."""
     preference = d(1.0, 0.0)
     ours = rao_kupper(d(1.5, 1.5), d(0.2, 0.2), d(1e-12)[0], preference)
     assert torch.allclose(ours, bradley_terry(d(1.5, 1.5), d(0.2, 0.2), preference=preference), atol=1e-9)
@@ -137,12 +138,17 @@ def test_plackett_luce_of_two_is_bradley_terry():
     )
 
 
-def test_plackett_luce_marginals_of_a_subset_are_its_own_probabilities():
-    """The probability that 0 comes before 2, over all orders of four, is that of the pair alone."""
+@pytest.mark.parametrize("size", [2, 3])
+def test_plackett_luce_marginals_of_a_subset_are_its_own_probabilities(size):
+    """The probability of an order of some of four, summed over all orders of the four, is that of the some alone."""
     rewards, rows, orders = rankings(4)
     probabilities = torch.exp(-plackett_luce(rows, torch.ones_like(rows, dtype=torch.bool)))
-    before = sum(p for p, order in zip(probabilities, orders, strict=True) if order.index(0) < order.index(2))
-    assert before.item() == pytest.approx(torch.sigmoid(rewards[0] - rewards[2]).item())
+    for some in itertools.permutations(range(4), size):
+        within = [
+            p for p, order in zip(probabilities, orders, strict=True) if tuple(o for o in order if o in some) == some
+        ]
+        alone = plackett_luce(rewards[list(some)][None], torch.ones(1, size, dtype=torch.bool))
+        assert sum(within).item() == pytest.approx(math.exp(-alone.item()))
 
 
 def test_best_of_k_sums_the_rankings_that_begin_with_it():

@@ -24,6 +24,12 @@ def test_margin_is_taken_off():
     assert bradley_terry(t([3.0]), t([1.0]), margin=t([0.5])).item() == pytest.approx(0.201413, abs=1e-6)
 
 
+def test_a_margin_of_nothing_is_bradley_terry():
+    args, preference = (t([3.0, 1.0, 0.5]), t([1.0, 2.0, 0.5])), t([1.0, 0.5, 0.0])
+    without, with_none = (bradley_terry(*args, preference=preference, margin=m) for m in (None, torch.zeros(3)))
+    assert torch.equal(without, with_none)
+
+
 def test_margin_follows_the_preferred_response():
     """Swapping the pair and its label changes nothing."""
     one = bradley_terry(t([3.0]), t([1.0]), margin=t([0.5]), preference=t([0.9]))

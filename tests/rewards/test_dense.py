@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from assay.cli import OK, WRONG_INPUT, main
+from assay.cli import OK, main
 from assay.feedback.read import read_spans, read_steps
 from assay.losses.dense import token_binary, token_kinds
 from assay.records import SpanLabels, reply, user_prompt
@@ -151,6 +151,7 @@ SPAN = {"prompt": asked(0), "response": "It is 12.", "spans": [{"start": 6, "end
         ("spans", {**SPAN, "spans": []}, "no row has a span"),
     ],
 )  # fmt: skip
-def test_feedback_on_places_that_cannot_be_used(tmp_path, capsys, likelihood, row, told):
-    assert train(tmp_path / "run", [row], "--likelihood", likelihood, "--held_out", "0") == WRONG_INPUT
-    assert told in capsys.readouterr().err
+def test_feedback_on_places_that_cannot_be_used(tmp_path, refused, likelihood, row, told):
+    whole = "all 2 steps" in told or "no row" in told
+    words = ["reward", "--run", tmp_path / "run", "--model", tiny_model(), "--held_out", 0, "--likelihood", likelihood]
+    assert told in refused(*words, "--data.path", write(tmp_path / "rows.jsonl", [row]), lines=1 if whole else 2)

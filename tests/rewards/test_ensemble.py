@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForSequenceClassification
+from transformers import AutoTokenizer, LlamaForSequenceClassification
 
 from assay.cli import OK, REFUSED, WRONG_INPUT, main
 from assay.report.run import read_json
@@ -91,6 +91,39 @@ def test_members_that_read_other_text_are_refused_by_name(tmp_path, folders):
     template.write_text(template.read_text().replace("helpful", "curt"))
     with pytest.raises(InputError, match=rf"{folders[0]} and {other} do not read the same text: the template"):
         open_reward(f"{folders[0]},{other}")
+
+
+def another_end(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(told | {"eos_token": "<|im_start|>"}))
+
+
+def more_words(folder: Path) -> None:
+    words = AutoTokenizer.from_pretrained(folder)
+    words.add_tokens(["quick brown"])
+    words.save_pretrained(folder)
+
+
+def swapped_words(folder: Path) -> None:
+    """As many words; two that no short text is likely to use have changed places."""
+    told = json.loads((folder / "tokenizer.json").read_text())
+    words = told["model"]["vocab"]
+    one, other = list(words)[-2:]
+    words[one], words[other] = words[other], words[one]
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [(another_end, "the eos of"), (more_words, "the tokens, vocabulary, words of"), (swapped_words, "the words of")],
+)
+def test_members_with_other_tokenizers_are_refused_in_one_line(tmp_path, folders, refused, change, told):
+    other = tmp_path / "other"
+    shutil.copytree(folders[1], other)
+    change(other)
+    answers = write(tmp_path / "answers.jsonl", [{"prompt": "Name a colour.", "completion": "Blue."}])
+    said = refused("score", "--reward", f"{folders[0]},{other}", "--data.path", answers)
+    assert f"{folders[0]} and {other} do not read the same text: {told} their tokenizers differ" in said
 
 
 def test_what_cannot_be_an_ensemble_is_refused(tmp_path, folders):

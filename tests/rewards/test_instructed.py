@@ -149,10 +149,20 @@ def test_scores_under_principles(tmp_path, path):
         ([{"text": "Brief.", "negation": "Long."}], ("--principles.num", "1"), "principle 1: its name is missing"),
     ],
 )  # fmt: skip
-def test_principles_that_cannot_be_told(tmp_path, capsys, rules, words, said):
-    path = write(tmp_path / "rules.jsonl", rules)
-    assert go(tmp_path / "run", path, "--reward", tiny_reward(), *words) == WRONG_INPUT
-    assert said in capsys.readouterr().err
+def test_principles_that_cannot_be_told(tmp_path, refused, rules, words, said):
+    asked, path = write(tmp_path / "asked.jsonl", prompts(4)), write(tmp_path / "rules.jsonl", rules)
+    common = [
+        "policy",
+        "--run",
+        tmp_path / "run",
+        "--model",
+        tiny_model(),
+        "--data.path",
+        asked,
+        "--ignore_gate",
+        "true",
+    ]
+    assert said in refused(*common, "--reward", tiny_reward(), "--principles.path", path, *words)
 
 
 def test_principles_without_a_file_and_draws_without_a_policy(tmp_path, path, capsys):

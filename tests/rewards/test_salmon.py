@@ -1,6 +1,8 @@
 """Labels that follow from principles, in a world where answers have eight attributes and the judge is biased."""
 
+import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from assay.records import Comparison, reply, user_prompt
+from assay.records import Comparison, Rollout, reply, user_prompt
 from assay.rewards.principles import (
     Principle,
     PrincipleSampler,
@@ -16,7 +18,9 @@ from assay.rewards.principles import (
     find,
     instructed,
     read_principles,
+    symbolic,
 )
+from assay.rewards.rules import fill_rewards, load
 from assay.rewards.salmon import DISCLAIMER, Aggregation, Rule, build_preferences, debiased, scaled, truncated_geometric
 from assay.settings import InputError
 
@@ -209,15 +213,16 @@ def test_an_unknown_principle_names_the_nearest():
 
 
 def test_the_sampler_follows_weights_and_boosts():
-    drawn = PrincipleSampler(principles=PRINCIPLES, num=3, fixed=((PRINCIPLES[0], -1),))
-    counts = dict.fromkeys(NAMES, 0)
-    rng = Random(0)
+    weighed = tuple(replace(p, weight=w) for p, w in zip(PRINCIPLES[:3], (1.0, 2.0, 5.0), strict=True))
+    drawn = PrincipleSampler(principles=weighed, num=2, fixed=((PRINCIPLES[4], -1),))
+    rng, orders = Random(0), Counter()
     for _ in range(4000):
         told = drawn.sample("general", rng)
-        assert len(told) == 4 and told[-1] == (PRINCIPLES[0], -1) and len({p.name for p, _ in told[:3]}) == 3
-        for principle, _ in told[:3]:
-            counts[principle.name] += 1
-    assert all(abs(count - 1500) < 4 * (1500 * 5 / 8) ** 0.5 for count in counts.values())
+        assert len(told) == 3 and told[-1] == (PRINCIPLES[4], -1)
+        orders[tuple(principle.weight for principle, _ in told[:2])] += 1
+    for first, second in itertools.permutations((1.0, 2.0, 5.0), 2):  # the second among what the first left
+        share = first / 8 * second / (8 - first)
+        assert abs(orders[first, second] - 4000 * share) < 4 * (4000 * share * (1 - share)) ** 0.5
     special = Principle(name="maths", text="Compute.", negation="Guess.", tags=("reasoning",))
     boosted = PrincipleSampler(principles=(*PRINCIPLES, special), boosts={"reasoning": 128})
     hits = sum(any(p.name == "maths" for p, _ in boosted.sample("reasoning", rng)) for _ in range(1000))
@@ -226,11 +231,15 @@ def test_the_sampler_follows_weights_and_boosts():
 
 
 def test_the_symbolic_reward_is_the_published_formula():
-    reward = SymbolicReward()
-    assert reward(512, True) == pytest.approx(2.5)
-    assert reward(4000, True) == pytest.approx(4.0)  # 5 * 0.8
-    assert reward(512, True, "reasoning") == pytest.approx(-1.0)
-    assert reward(512, False) == pytest.approx(-3.5)
+    found = symbolic([512, 4000, 512, 512], [True, True, True, False], ["general", None, "reasoning", ""])
+    assert found == pytest.approx([2.5, 4.0, -1.0, -3.5])  # the second: 5 * 0.8
+    assert SymbolicReward(bonus=1.0)([512], [True]) == [0.5]
+    rule = load("assay.rewards.principles:symbolic")
+    prompt = user_prompt("Compute.", meta={"kind": "reasoning"})
+    answer = Rollout(prompt=prompt, response=reply("12"), stop="length", ids=tuple(range(512)))
+    assert fill_rewards(rule, [answer])[0].reward == pytest.approx(-7.0)
+    with pytest.raises(InputError, match="needs 'num_tokens'"):
+        rule(["Compute."], ["12"])
 
 
 @pytest.mark.parametrize(

@@ -205,9 +205,11 @@ def test_people_who_want_the_opposite_are_put_into_groups(tmp_path, capsys):
         (feedback("annotators"), ("--likelihood", "annotators", "--likelihood.names", "a"), "leave it out"),
     ],
 )
-def test_feedback_that_a_likelihood_cannot_read(tmp_path, capsys, rows, words, told):
-    assert train(tmp_path, rows, *words) == WRONG_INPUT
-    assert told in capsys.readouterr().err
+def test_feedback_that_a_likelihood_cannot_read(tmp_path, refused, rows, words, told):
+    path = write(tmp_path / "feedback.jsonl", rows)
+    common = ["reward", "--run", tmp_path / "run", "--model", tiny_model(), "--data.path", path, "--held_out", 3]
+    rows_told = {"response 2": 1, "'kindness'": 4}  # each bad row has a line of its own
+    assert told in refused(*common, *words, lines=1 + sum(n for part, n in rows_told.items() if part in told))
 
 
 def test_a_likelihood_of_ones_own_that_lacks_its_loss(tmp_path, capsys):

@@ -129,7 +129,10 @@ class PrincipleSampler:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SymbolicReward(Settings):
-    """bonus * min(cap, m length / unit), m = 1 or `reasoning` by kind, and `no_stop` for an answer that did not end."""
+    """bonus * min(cap, m length / unit), m = 1 or `reasoning` by kind, and `no_stop` for an answer that did not end.
+
+    A programmatic reward: `--rules assay.rewards.principles:symbolic` has SALMON's own settings.
+    """
 
     bonus: float = 5.0
     cap: float = 0.8
@@ -137,7 +140,15 @@ class SymbolicReward(Settings):
     reasoning: float = -0.4
     no_stop: float = -6.0
 
-    def __call__(self, num_tokens: int, stopped: bool, kind: str = "general") -> float:
-        """The reward of one answer, from its length and whether it ended."""
-        slope = self.reasoning if kind == "reasoning" else 1.0
-        return self.bonus * min(self.cap, slope * num_tokens / self.unit) + (0.0 if stopped else self.no_stop)
+    def __call__(
+        self, num_tokens: Sequence[int], stopped: Sequence[bool], kind: Sequence[str | None] = ()
+    ) -> list[float]:
+        """The reward of each answer, from its length, whether it ended, and what kind of prompt it answers."""
+        slopes = [self.reasoning if asked == "reasoning" else 1.0 for asked in kind or [None] * len(num_tokens)]
+        return [
+            self.bonus * min(self.cap, slope * length / self.unit) + (0.0 if ended else self.no_stop)
+            for slope, length, ended in zip(slopes, num_tokens, stopped, strict=True)
+        ]
+
+
+symbolic = SymbolicReward()

@@ -1,8 +1,9 @@
 """Programmatic rewards in the field's shape, `f(prompts, responses, **columns) -> list[float]`. No torch.
 
 Prompts and responses arrive as plain strings where no chat template is used, and as message lists
-(`[{"role": ..., "content": ...}]`) where one is. `columns` are the data's other columns, one value per response. A
-function that names its second argument `completions`, as TRL's do, is called that way.
+(`[{"role": ..., "content": ...}]`) where one is. `columns` are the data's other columns, one value per response; of
+answers that a policy sampled also `num_tokens` and `stopped`, whether each ended by itself. A function that names its
+second argument `completions`, as TRL's do, is called that way.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ Text = str | Sequence[Mapping[str, Any]]
 
 RewardFunction = Callable[..., Any]
 
-TAKEN = ("self", "prompts", "responses")
+TAKEN = ("self", "prompts", "responses", "num_tokens", "stopped")
 """Names that no column can have beside what every reward is called with."""
 
 
@@ -137,6 +138,9 @@ def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, 
     responses = [to_field(rollout.response) for rollout in rollouts]
     names = dict.fromkeys(name for rollout in rollouts for name in rollout.prompt.meta if name not in TAKEN)
     columns = {name: [rollout.prompt.meta.get(name) for rollout in rollouts] for name in names}
+    if all(rollout.ids for rollout in rollouts):
+        columns["num_tokens"] = [len(rollout.ids) for rollout in rollouts]
+        columns["stopped"] = [rollout.stop == "stop" for rollout in rollouts]
     if isinstance(reward, Rule):
         totals, scored = reward(prompts, responses, **columns), {}
     else:

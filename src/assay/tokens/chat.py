@@ -129,6 +129,7 @@ class Encoder:
             "template": hashlib.sha256(text.encode()).hexdigest()[:16],
             "tokens": hashlib.sha256(json.dumps(self.tokenizer(probe)["input_ids"]).encode()).hexdigest()[:16],
             "vocabulary": len(self.tokenizer),
+            "words": hashlib.sha256(json.dumps(sorted(self.tokenizer.get_vocab().items())).encode()).hexdigest()[:16],
             "bos": self.tokenizer.bos_token_id,
             "eos": self.tokenizer.eos_token_id,
             "pad": self.tokenizer.pad_token_id,

@@ -43,9 +43,10 @@ def exact(model, beta, rewards=None):
     return gradient
 
 
-def prepared(model, algorithm, batch):
+def prepared(model, algorithm, batch, memory=None):
     reference = Learner(TabularModel(model.world, dtype=torch.float64))
-    return algorithm.prepare(batch, {"policy": Learner(model), "value": Learner(model), "reference": reference}, {})
+    learners = {"policy": Learner(model), "value": Learner(model), "reference": reference}
+    return algorithm.prepare(batch, learners, {} if memory is None else memory)
 
 
 def update(model, algorithm, batch):
@@ -62,8 +63,9 @@ SINGLE = [REINFORCE(kl_coef=BETA, baseline="none"), REINFORCE(kl_coef=BETA), ReM
 
 @pytest.mark.parametrize("algorithm", SINGLE, ids=["none", "moving", "ReMax"])
 def test_reinforce_and_its_baselines(model, algorithm):
-    batch = every_group(model, 1, model.world.oracle, draws=algorithm.draws)
-    found = update(model, algorithm, prepared(model, algorithm, batch))
+    batch, memory = every_group(model, 1, model.world.oracle, draws=algorithm.draws), {}
+    prepared(model, algorithm, batch.fill(rewards=batch.rewards + 3), memory)  # a moving baseline has seen something
+    found = update(model, algorithm, prepared(model, algorithm, batch, memory))
     assert torch.allclose(found, exact(model, BETA), atol=1e-6)
 
 

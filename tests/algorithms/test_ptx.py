@@ -7,7 +7,7 @@ from assay.algorithms.ppo import PPO
 from assay.lab.rollouts import TabularRollouts
 from assay.lab.tabular import TabularModel, batch_of
 from assay.lab.world import World
-from lab.training import Everything, training
+from lab.training import Everything, WithText, training
 
 
 def text_of(world, kind):
@@ -19,18 +19,6 @@ def text_of(world, kind):
 
 def nll(world, policy, text):
     return float(-(world.contexts @ (text * policy.log()).sum(-1)))
-
-
-class WithText:
-    """Rollouts, and as many demonstrations."""
-
-    def __init__(self, rollouts, world, text, seed):
-        self.rollouts, self.world, self.text = rollouts, world, text
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def next(self):
-        contexts, responses = self.world.sample(self.text, 64, self.generator)
-        return {**self.rollouts.next(), "ptx": batch_of(self.world, contexts, responses, groups_of=1)}
 
 
 def path(world, text, ptx_coef, seed, steps=150):

@@ -8,7 +8,7 @@ import torch
 from assay.algorithms.a2c import A2C
 from assay.algorithms.apa import APA
 from assay.algorithms.grpo import GRPO
-from assay.algorithms.nlpo import NLPO
+from assay.algorithms.online_dpo import OnlineDPO
 from assay.algorithms.p3o import P3O
 from assay.algorithms.ppo import PPO, PPOMax
 from assay.algorithms.reinforce import REINFORCE
@@ -16,6 +16,7 @@ from assay.algorithms.reinforce_pp import REINFORCEPP
 from assay.algorithms.remax import ReMax
 from assay.algorithms.rloo import RLOO
 from assay.algorithms.sppo import SPPO
+from assay.algorithms.xpo import XPO
 from assay.batch import ModelOutput, TokenBatch, Trunks
 
 t = torch.tensor
@@ -234,9 +235,47 @@ def test_sppo_has_a_target_and_stops_there():
     assert gradient(rloo, ready(rloo, batch), there)[:, 0].abs().min() > 0.5
 
 
-def test_nlpo_is_ppo_with_a_mask_of_its_own():
-    """What tells it from PPO is what it samples from: see the tests of sampling and of the lagging mask."""
-    assert NLPO().top_p < 1 and NLPO().sync > 1 and not hasattr(PPO(), "sync")
+def test_xpos_bonus_is_alpha_on_the_references_answer_alone():
+    """A tie, and a policy that is the reference: Online DPO has no gradient; the bonus has alpha, and none on the
+    policy's own answer, as a KL on both would."""
+    batch = answers([0.0, 0.0], ref_logprobs=torch.full((2, 2), -1.0), preference=t([0.5]), source=t([0, 1]))
+    here = torch.full((2, 2), -1.0)
+    alpha = batch.fill(declared={"alpha": torch.Tensor}, alpha=t([0.25, 0.25]))
+    assert gradient(OnlineDPO(), batch, here).tolist() == [[0.0, 0.0], [0.0, 0.0]]
+    assert gradient(XPO(), alpha, here).tolist() == [[0.0, 0.0], [0.25, 0.25]]
+
+
+def test_xpos_bound_counts_and_pulls_no_further():
+    """V_max / beta = 1 and log-ratios of 2 and 0: the margin is that of 1 and 0, the first has no gradient left."""
+    batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([1.0]), source=t([0, 1]))
+    batch = batch.fill(declared={"alpha": torch.Tensor}, alpha=torch.zeros(2))
+    found = gradient(XPO(beta=0.5, v_max=0.5), batch, t([[-1.0], [-3.0]]))
+    assert found[:, 0].tolist() == pytest.approx([0.0, 0.5 / (1 + math.exp(0.5))])
+
+
+def test_xpos_schedule_holds_each_alpha_for_its_batches():
+    algorithm, memory = XPO(alpha=(0.3, 0.2, 0.1), alpha_batches=2), {}
+    batch = answers([1.0, 0.0], source=t([0, 1]))
+    seen = [algorithm.credit(batch, {}, memory).alpha[0].item() for _ in range(7)]
+    assert seen == pytest.approx([0.3, 0.3, 0.2, 0.2, 0.1, 0.1, 0.1])
+
+
+def test_a_shift_of_rewards_changes_no_label_of_online_dpo():
+    for label in ("argmax", "soft"):
+        one, other = (
+            OnlineDPO(label=label).credit(answers([0.5 + s, 1.5 + s, 1.0 + s, 1.0 + s]), {}, {}) for s in (0.0, 4.0)
+        )
+        assert torch.equal(one.preference, other.preference) and one.preference[1] == 0.5
+    same = answers([1.0, 0.0])
+    assert OnlineDPO().credit(same.fill(ids=torch.zeros(2, 2, dtype=torch.long)), {}, {}).weight.tolist() == [0.0, 0.0]
+
+
+def test_online_ipo_stops_at_its_margin():
+    """(ratio difference - 1 / (2 beta))^2, beta 0.25: no gradient at 2, at 0 -2 * 2."""
+    batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([1.0]))
+    ipo = OnlineDPO(objective="ipo", beta=0.25)
+    assert gradient(ipo, batch, t([[-1.0], [-3.0]]))[:, 0].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert gradient(ipo, batch, t([[-3.0], [-3.0]]))[:, 0].tolist() == pytest.approx([-4.0, 4.0])
 
 
 def test_samplers_that_were_not_the_policy_are_corrected_up_to_a_bound():

@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from assay.algorithms.apa import APA
+from assay.algorithms.dpo import DPO
 from assay.algorithms.grpo import GRPO
 from assay.algorithms.nash_md import NashMD
 from assay.algorithms.online_dpo import OnlineDPO
 from assay.algorithms.p3o import P3O
-from assay.algorithms.ppo import PPO
+from assay.algorithms.ppo import PPO, PPOMax
 from assay.algorithms.reinforce import REINFORCE
 from assay.algorithms.reinforce_pp import REINFORCEPP
 from assay.algorithms.remax import ReMax
 from assay.algorithms.rloo import RLOO
+from assay.algorithms.sft import SFT
 from assay.algorithms.sppo import SPPO
 from assay.algorithms.xpo import XPO
 from assay.engine.learner import Learner
@@ -41,13 +43,25 @@ class Everything:
         return {"main": batch}
 
 
-def train(folder, world, algorithm, *, size=1, steps=300, lr=0.05, rewards=None, schedule="linear"):
-    model = TabularModel(world, dtype=torch.float32)
+class Given:
+    """The same batch for ever."""
+
+    def __init__(self, batch):
+        self.batch = batch
+
+    def next(self):
+        return {"main": self.batch}
+
+
+def train(
+    folder, world, algorithm, *, size=1, steps=300, lr=0.05, rewards=None, schedule="linear", batches=None, model=None
+):
+    model = model or TabularModel(world, dtype=torch.float32)
     learner = Learner(model, FlatAdamW(model.named_parameters(), lr=lr))
     training = Training(
         algorithm,
         {"policy": learner, "value": learner, "reference": Learner(TabularModel(world))},
-        Everything(model, algorithm, size, world.oracle if rewards is None else rewards),
+        batches or Everything(model, algorithm, size, world.oracle if rewards is None else rewards),
         num_steps=steps,
         optimiser=OptimiserSettings(lr=lr, warmup=0.0, schedule=schedule, max_norm=1e9),
         checkpoints=CheckpointSettings(every=0),
@@ -83,6 +97,32 @@ def test_kl_regularised_methods_reach_the_tilted_reference(world, algorithm, siz
     assert float(world.kl(world.reference_probs, world.optimum(BETA))) > 0.2  # it had some way to go
 
 
+def test_at_three_tokens_ppo_max_reaches_it_too(tmp_path):
+    world = World.random(contexts=1, vocabulary=3, horizon=3, seed=5)
+    algorithm = PPOMax(kl_coef=BETA, reward_norm="none", reward_clip=0.0, vf_coef=1.0, value_clip=0.0)
+    found, best = train(tmp_path, world, algorithm).probabilities, world.optimum(BETA)
+    assert float((found - best).abs().sum()) / 2 < 0.05 < float((world.reference_probs - best).abs().sum()) / 2 - 0.2
+
+
+def test_dpo_fits_the_preferences_it_is_given(world, tmp_path):
+    """All pairs of the reference's answers, each preferred with its probability: the policy is the tilted reference."""
+    batch = every_group(TabularModel(world), 2, world.oracle)
+    weight = batch.weight.clone()
+    weight[1::2] = 1  # a pair weighs the product of its rows' weights
+    preference = torch.sigmoid(batch.rewards[0::2] - batch.rewards[1::2])
+    pairs = Given(batch.fill(weight=weight, preference=preference))
+    model = train(tmp_path, world, DPO(beta=BETA), steps=400, batches=pairs)
+    assert float(world.kl(model.probabilities, world.optimum(BETA))) < 1e-3
+
+
+def test_sft_becomes_who_it_imitates(world, tmp_path):
+    other = World.random(contexts=2, vocabulary=3, horizon=2, seed=11)
+    shown = Given(every_group(TabularModel(other), 1, world.oracle))
+    model = train(tmp_path, world, SFT(), steps=400, batches=shown)
+    assert float(world.kl(other.reference_probs, model.probabilities)) < 1e-3
+    assert float(world.kl(other.reference_probs, world.reference_probs)) > 0.2
+
+
 def test_apa_reaches_its_target(tmp_path):
     """In a bandit with V known the target is pi_ref exp(A / lambda), normalised where the squared errors balance."""
     world = world_of(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), torch.tensor([0.2, -0.1, 0.3]).double())
@@ -111,6 +151,17 @@ def test_xpo_without_its_bonus_is_online_dpo_against_the_reference(world, tmp_pa
     assert float(world.kl(model.probabilities, world.optimum(BETA))) < 1e-3
 
 
+def test_xpo_without_its_bonus_is_online_dpo_step_by_step(world, tmp_path):
+    """The same labels drawn of the same pairs: the same bits after fifty steps."""
+    found = []
+    for algorithm in (XPO(beta=BETA, alpha=(0.0,), replay="latest"), OnlineDPO(beta=BETA)):
+        torch.manual_seed(3)
+        model = TabularModel(world, dtype=torch.float32)
+        batches = Everything(model, XPO(beta=BETA), 1, world.oracle)
+        found.append(train(tmp_path, world, algorithm, steps=50, batches=batches, model=model).logits)
+    assert torch.equal(*found) and float((found[0] - world.reference).abs().max()) > 0.1
+
+
 def test_xpos_bonus_moves_away_from_the_reference(world, tmp_path):
     found = [
         train(tmp_path, world, XPO(beta=BETA, alpha=(alpha,), label="soft", replay="latest"), steps=400)
@@ -120,7 +171,7 @@ def test_xpos_bonus_moves_away_from_the_reference(world, tmp_path):
     assert likely[1] < likely[0] - 0.05
 
 
-def test_nash_md_in_a_cycle_of_preferences(tmp_path):
+def test_nash_md_without_a_mixture_ends_where_nothing_beats_it(tmp_path):
     """Rewards whose differences are Bradley-Terry's: mu uniform, and pi ~ mu exp(P(. beats pi) / tau) at mixture 0."""
     tau = 0.2
     world = world_of(torch.full((3,), 1 / 3, dtype=torch.float64), torch.tensor([1.0, 0.0, -2.0]).double())

@@ -46,6 +46,16 @@ def test_equals_autograd(temperature, cap, scale, entropy, with_bias, monkeypatc
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
 
 
+def test_of_no_token_the_shape_is_the_functions_own():
+    hidden, weight = torch.randn(0, 8, requires_grad=True), torch.randn(37, 8, requires_grad=True)
+    found = over_vocabulary(
+        lambda logits, columns: logits[:, :2], hidden, weight, None, {}, temperature=1.0, cap=None, scale=1.0
+    )
+    assert found.shape == (0, 2)
+    found.sum().backward()
+    assert hidden.grad.shape == (0, 8) and not weight.grad.any()
+
+
 def test_entropy_that_is_only_looked_at_changes_no_gradient():
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(37, 8)

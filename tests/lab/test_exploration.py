@@ -25,7 +25,7 @@ def test_online_dpo_is_stuck_in_most_seeds(passive):
     assert stuck(passive[0]) >= 0.5
 
 
-@pytest.mark.parametrize("alpha", [1e-2, 1e-1])
+@pytest.mark.parametrize("alpha", [1e-3, 1e-2, 1e-1])
 def test_xpo_is_not(alpha):
     regrets, furthest = explore(two_arms(BETA), XPO(beta=BETA, alpha=(alpha,)), steps=STEPS, seeds=20)
     assert stuck(regrets) <= 0.05
@@ -42,7 +42,7 @@ def test_a_combination_lock_opens_in_half_the_questions():
     medians = []
     for algorithm in (XPO(beta=beta, alpha=(0.0,)), XPO(beta=beta, alpha=(0.01,))):
         regrets, _ = explore(world, algorithm, steps=steps, seeds=10, v_max=4.0)
-        near = regrets < 0.1 * 4
+        near = regrets < 0.1
         first = torch.where(near.any(0), near.double().argmax(0), steps)
         medians.append(float(first.double().median()))
     assert medians[1] <= medians[0] / 2

@@ -115,6 +115,40 @@ def test_a_policys_value_is_the_mean_of_what_can_follow(beta):
             assert torch.allclose(policy_values(world, policy, beta)[:, at], found[:, at], atol=1e-12)
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_what_chance_adds_in_between_is_no_longer_the_answers_own(known):
+    """Control: token a, then a word e of chance, then b, rewards R(a, e, b). The first token must be chosen by the mean
+    over e of what follows; beta log pi* / pi_ref of all tokens is R - V only where e is known beforehand."""
+    generator = torch.Generator().manual_seed(7)
+    beta, rewards = 0.4, torch.randn(3, 2, 3, generator=generator, dtype=torch.float64)
+    first, second = (
+        torch.randn(*n, generator=generator, dtype=torch.float64).log_softmax(-1) for n in ((3,), (3, 2, 3))
+    )
+    chance = torch.tensor([1.0, 0.0] if known else [0.5, 0.5], dtype=torch.float64)
+    later = beta * (second + rewards / beta).logsumexp(-1)  # [a, e]
+    worth = later @ chance
+    start = beta * (first + worth / beta).logsumexp(-1)
+    ratio = (worth - start)[:, None, None] + rewards - later[..., None]  # of both tokens, beta log pi* / pi_ref
+    residual = (ratio - (rewards - start))[:, chance > 0]
+    assert float(residual.abs().max()) < 1e-12 if known else float(residual.abs().max()) > 0.01
+
+
+def test_regret_is_a_difference_of_log_probabilities_under_any_other_policy():
+    """J(pi*) - J(pi) = E_nu[beta log pi - beta log pi*] + E_pi[f] - E_nu[f], f = beta log pi / pi_ref - r.
+
+    Source: Xie et al. 2024, arXiv:2405.21046, the regret decomposition behind its bonus.
+    """
+    beta = 0.3
+    for seed in range(100):
+        world = World.random(contexts=1, vocabulary=3, horizon=2, seed=seed)
+        pi, nu = (world.sequence_logprobs(random_policy(world, s)) for s in (seed, seed + 1000))
+        reference, star = world.reference_probs.log(), world.optimum(beta)
+        f = beta * (pi - reference) - world.oracle
+        lost = beta * world.log_normaliser(beta) - (world.value(pi.exp()) - beta * world.kl(pi.exp()))
+        told = (nu.exp() * beta * (pi - star.log())).sum() + ((pi.exp() - nu.exp()) * f).sum()
+        assert told.item() == pytest.approx(lost.item(), abs=1e-10)
+
+
 def test_a_policy_that_never_says_something_has_finite_values():
     """Greedy: its log-probabilities are 0 and minus infinity."""
     world = World.random(contexts=2, vocabulary=3, horizon=3, seed=6)

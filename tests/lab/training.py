@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import torch
+
 from assay.engine.learner import Learner
 from assay.engine.optimizer import FlatAdamW
 from assay.lab.rollouts import every_group
-from assay.lab.tabular import TabularModel
+from assay.lab.tabular import TabularModel, batch_of
 from assay.train.loop import CheckpointSettings, OptimiserSettings, Training
 
 
@@ -21,6 +23,18 @@ class Everything:
 
     def next(self):
         return {"main": self.change(every_group(self.model, 1, self.model.world.oracle, **self.drawn)), **self.streams}
+
+
+class WithText:
+    """Rollouts, and as many demonstrations."""
+
+    def __init__(self, rollouts, world, text, seed):
+        self.rollouts, self.world, self.text = rollouts, world, text
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def next(self):
+        contexts, responses = self.world.sample(self.text, 64, self.generator)
+        return {**self.rollouts.next(), "ptx": batch_of(self.world, contexts, responses, groups_of=1)}
 
 
 def training(model, algorithm, batches, *, steps, lr, schedule="constant", critic=None, critic_alone=0):

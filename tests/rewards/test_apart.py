@@ -6,6 +6,7 @@ import pytest
 
 from assay.records import Rollout, reply, user_prompt
 from assay.rewards.apart import Apart, FaultSettings
+from assay.rewards.rules import combine
 from assay.settings import InputError
 from assay.stages.rewarding import Rewards, load_rules
 
@@ -123,6 +124,20 @@ def test_a_call_that_failed_is_made_again(places, tmp_path, monkeypatch):
     source = rewards(places("flaky"), retries=1)
     assert source(rollouts("x"), 1).totals == [3.0]
     source.rules.close()
+
+
+def test_retries_have_an_end(places):
+    """Asked three times in all, then the run stops with the fault; it is not taken for a reward of 0."""
+    asked = []
+
+    def broken(prompts, responses):
+        asked.append(len(responses))
+        raise OSError("no answer")
+
+    source = Rewards(None, 1.0, combine([(1.0, broken)]), {}, FaultSettings(timeout=0, retries=2))
+    with pytest.raises(InputError, match="'broken' failed on 2 responses: OSError: no answer"):
+        source(rollouts("a", "b"), 1)
+    assert asked == [2, 2, 2]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def test_tensors_are_refused_with_advice() -> None:
 
     rule = Rule(lambda prompts, responses: torch.ones(2), "mine")
     assert said(rule, ["p", "q"], ["a", "b"]).endswith("got a tensor (2,) (return .tolist())")
+    elsewhere = Rule(lambda prompts, responses: torch.ones(2, device="meta"), "mine")
+    assert said(elsewhere, ["p", "q"], ["a", "b"]).endswith("got a tensor (2,) (return .tolist())")
 
 
 def test_real_numbers_of_any_kind_are_rewards() -> None:

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaForSequenceClassification
 
+from assay.algorithms import ALGORITHMS
 from assay.algorithms.grpo import GRPO
 from assay.algorithms.ppo import PPO
 from assay.algorithms.reinforce import REINFORCE
@@ -21,7 +23,7 @@ from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoder
-from tiny import PROMPTS, TokenRewards, prompts, tiny_model, tokenizer, write
+from tiny import PROMPTS, TokenRewards, prompts, random_network, save, tiny_model, tokenizer, write
 
 LENGTH = "def length(prompts, responses, **_):\n    return [float(len(r[-1]['content'])) for r in responses]\n"
 GAME = '''
@@ -164,21 +166,57 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_batch(files, tmp_
     assert load_file(path)["main.rewards"].abs().tolist() == pytest.approx([3e38] * 4)
 
 
-@pytest.mark.parametrize("name", ["rloo", "grpo", "ppo", "reinforce", "online_dpo", "xpo", "nash_md", "sppo"])
-def test_empty_answers_are_answers(name, files, sampler, tmp_path):
-    """Prompts that the policy has nothing to say to: only the end of sequence, which is what is trained on."""
+def test_a_reward_model_that_is_not_finite_ends_the_run(tmp_path, capsys):
+    """In one line, with the policy as it was."""
+    network = random_network(LlamaForSequenceClassification, seed=1)
+    network.score.weight.data.fill_(float("nan"))
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--reward", save(network, tmp_path / "nan")]
+    words += ["--data.path", write(tmp_path / "p.jsonl", prompts(4)), "--ignore_gate", "true", "--batch_size", 2]
+    assert main([str(word) for word in [*words, "--sampling.max_tokens", 4, "--dtype", "float32"]]) == FAULT
+    told = capsys.readouterr().err.strip()
+    assert told.startswith("assay policy: rewards/model of an answer to prompt ") and told.endswith(" is nan")
+    assert "\n" not in told and not (tmp_path / "run" / "policy").exists()
+
+
+ONLINE = [name for name, kind in ALGORITHMS.items() if kind.data == "rollouts"]
+
+
+@pytest.fixture(scope="module")
+def talk(sampler):
+    """Prompts that the policy has nothing to say to, and prompts that it has something to say to."""
     greedy = PolicySampler(sampler.model, sampler.encoder, SamplingSettings(max_tokens=6, top_k=1))
     asked = [user_prompt(f"Name {place} things.") for place in range(60)]
     drawn = greedy.draw(asked, 1, torch.Generator().manual_seed(0)).rollouts
-    silent = [rollout.prompt.to_json() for rollout in drawn if rollout.ids == (sampler.encoder.eos,)]
-    assert len(silent) >= 2
-    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--rules", f"{files}/rules.py:length"]
-    words += ["--data.path", write(tmp_path / "p.jsonl", silent), "--num_answers", 1 if name == "xpo" else 2]
-    words += ["--algorithm.name", name, "--sampling.top_k", 1, "--sampling.max_tokens", 6, "--batch_size", 2]
-    assert main([str(word) for word in [*words, "--steps", 1, "--dtype", "float32"]]) == OK
+    silent = [rollout.ids == (sampler.encoder.eos,) for rollout in drawn]
+    assert 2 <= sum(silent) <= 58
+    return tuple(
+        [r.prompt.to_json() for r, s in zip(drawn, silent, strict=True) if s is kind] for kind in (True, False)
+    )
+
+
+def one_step(tmp_path, files, name, asked, *words):
+    """The metrics of one step at a temperature that leaves little to chance."""
+    told = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--rules", f"{files}/rules.py:length"]
+    told += ["--data.path", write(tmp_path / "p.jsonl", asked), "--num_answers", 1 if name == "xpo" else 2]
+    told += ["--algorithm.name", name, "--sampling.temperature", 0.01, "--batch_size", 4, "--steps", 1]
+    assert main([str(word) for word in [*told, "--dtype", "float32", *words]]) == OK
     (row,) = RunDirectory(tmp_path / "run").read_metrics("policy")
-    assert row["length_mean"] == 1 and row["share_cut"] == 0 and row["reward"] == 0
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    return row
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_empty_answers_are_answers(name, files, talk, tmp_path):
+    """Only the end of sequence, which is what is trained on."""
+    row = one_step(tmp_path, files, name, talk[0], "--sampling.max_tokens", 6)
+    assert row["length_mean"] == 1 and row["share_cut"] == 0 and row["reward"] == 0
+
+
+@pytest.mark.parametrize("name", ONLINE)
+def test_a_batch_of_cut_answers_alone_teaches_nothing(name, files, talk, tmp_path):
+    """And is told to be one."""
+    row = one_step(tmp_path, files, name, talk[1], "--sampling.max_tokens", 1, "--cut_answers", "mask")
+    assert row["length_mean"] == 1 and row["share_cut"] == 1 and row["grad_norm"] == 0
 
 
 def test_an_edited_environment_is_another_run(files, tmp_path, capsys):

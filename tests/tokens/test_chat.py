@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from assay.records import Message, Prompt, Response, reply, user_prompt
 from assay.settings import InputError
@@ -209,6 +210,19 @@ def test_unshared_answers_of_one_prompt_stay_apart_from_shared_ones():
     batch = collate([group], 0)
     assert [encoded.shared for encoded in group] == [False, False] or batch.group.tolist() == [0, 1]
     assert torch.equal(batch.lengths, torch.tensor([len(e.ids) for e in group]))
+
+
+def test_a_template_and_a_tokenizer_that_both_begin_a_text_begin_it_once():
+    words = copy.deepcopy(tokenizer())
+    words.bos_token = "<|endoftext|>"
+    first = (words.bos_token, words.bos_token_id)
+    words.backend_tokenizer.post_processor = TemplateProcessing(single=f"{first[0]} $A", special_tokens=[first])
+    words.chat_template = "{{ bos_token }}" + SHORT.replace("CONTENT", "m.content")
+    assert words("Hi.")["input_ids"][0] == first[1]
+    twice = words(words.apply_chat_template([{"role": "user", "content": "Hi."}], tokenize=False))["input_ids"]
+    assert twice.count(first[1]) == 2  # what reading the rendered text as any other gives
+    encoded = Encoder(words).conversation(user("Hi."), reply("Yes."))
+    assert [*encoded.trunk, *encoded.ids].count(first[1]) == 1 and encoded.trunk[0] == first[1]
 
 
 def test_the_fingerprint_tells_what_changed():

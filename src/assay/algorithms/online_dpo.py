@@ -18,7 +18,8 @@ class OnlineDPO(OnPolicy):
     """Two answers a prompt, or more in pairs; which one is preferred is drawn or decided by their rewards.
 
     `label`: "bernoulli" draws it with Bradley-Terry's probability, as a person would answer; "argmax" always takes the
-    higher reward; "soft" keeps the probability. Equal rewards are a tie, equal answers do not count.
+    higher reward; "soft" keeps the probability. Equal rewards are a tie, which a coin would only make noisier; equal
+    answers do not count.
     """
 
     name: Any = "online_dpo"
@@ -44,9 +45,10 @@ class OnlineDPO(OnPolicy):
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Probabilities that each pair's first answer is preferred; a pair of equal answers weighs nothing."""
         gap = (batch.rewards[0::2] - batch.rewards[1::2]).double()
-        chance = torch.sigmoid(gap) if self.label != "argmax" else (gap > 0) + 0.5 * (gap == 0)
-        if self.label == "bernoulli":
-            chance = torch.bernoulli(chance)
+        chance = torch.sigmoid(gap)
+        if self.label != "soft":
+            drawn = torch.bernoulli(chance) if self.label == "bernoulli" else (gap > 0).double()
+            chance = torch.where(gap == 0, 0.5, drawn)
         counted = torch.where(batch.mask, batch.ids, -1)
         differ = (counted[0::2] != counted[1::2]).any(1).float().repeat_interleave(2)
         weight = differ if "weight" not in batch else differ * batch.weight

@@ -140,13 +140,13 @@ class _OverVocabulary(torch.autograd.Function):
     ) -> Tensor:
         size = chunk_size(weight.shape[0])
         values: list[Tensor] = []
-        for first in range(0, len(hidden), size):
+        for first in range(0, max(1, len(hidden)), size):  # of no token at all too: what is returned has its shape
             part = slice(first, first + size)
             chunk = {name: column[part] for name, column in columns.items()}
             values.append(function(logits_of(hidden[part], weight, bias), chunk))
         ctx.save_for_backward(hidden, weight, bias)
         ctx.logits_of, ctx.function, ctx.columns = logits_of, function, columns
-        return torch.cat(values) if values else hidden.new_zeros(0, dtype=torch.float32)
+        return torch.cat(values)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

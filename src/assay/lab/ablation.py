@@ -34,6 +34,7 @@ FLIPS: Mapping[str, Mapping[str, Any]] = {
     "no ratio clip": {"clip_low": 1.0, "clip_high": 1e6},
     "sampler not corrected": {"sampler_clip": 0.0},
     "no gradient clip": {"max_norm": 1e9},
+    "text beside it": {"ptx_coef": 0.5},
     "critic not pretrained": {"critic_alone": 0},
     "critic from the policy": {"critic_start": "policy"},
     "policy from nothing": {"policy_start": "uniform"},

@@ -1,5 +1,6 @@
 """What answers are worth: a learned reward and programmatic ones, their faults handled; and what tokens are paid."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -98,7 +99,10 @@ class Rewards:
         return fitting(prompts, self.model.encoder, room, config.data, "data")
 
     def __call__(self, rollouts: Sequence[Rollout], num: int) -> Scored:
-        """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting."""
+        """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting.
+
+        FloatingPointError, naming the prompt, where a model's opinion is no finite number.
+        """
         parts: dict[str, list[float]] = {}
         totals = [0.0] * len(rollouts)
         if isinstance(self.model, Instructed):
@@ -112,6 +116,10 @@ class Rewards:
         if self.judge is not None:
             parts["judge"] = judged(self.judge, rollouts)
             totals = [total + opinion for total, opinion in zip(totals, parts["judge"], strict=True)]
+        for name in parts:  # those of rules are checked where they are called
+            for rollout, value in zip(rollouts, parts[name], strict=True):
+                if not math.isfinite(value):
+                    raise FloatingPointError(f"rewards/{name} of an answer to prompt {rollout.prompt.id} is {value}")
         failed = [False] * len(rollouts)
         if self.rules is not None:
             filled, failed = self._by_rules(rollouts, num)

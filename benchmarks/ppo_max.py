@@ -2,8 +2,8 @@
 
 Two reward models of SmolLM2-135M-Instruct on pairs of HH-harmless with short answers, of different prompts: one is
 optimised, the other watches. Then 150 optimiser steps of each, answers of at most 64 tokens, adapters of rank 16, and
-runs that flip one trick of PPO-max at a time. Up to a quarter of an hour a cell on 2 cores; finished cells are kept in
-benchmarks/results/ppo_max.jsonl.
+for `--kinds` that name them runs that flip one trick of PPO-max. Up to a quarter of an hour a cell on 2 cores; finished
+cells are kept in benchmarks/results/ppo_max.jsonl.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from assay.lab.ablation import FLIPS
 from demo_world import RUNS, figure
 from grid import fill
 from human_pairs import DATA, HERE, MODEL, SETTINGS, Row, run_assay, short_rows, write_rows
@@ -23,17 +24,22 @@ COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--crit
 COMMON += ("--critic.lr", "2e-4", "--checkpoints.every", "0", "--ignore_gate", "true")
 MAX = ("--algorithm.name", "ppo_max", "--critic.alone", "16")
 VANILLA = ("--algorithm.name", "ppo", "--algorithm.num_epochs", "1", "--algorithm.num_minibatches", "4")
+OF_THE_RUN = {"max_norm": "optimiser.max_norm", "critic_alone": "critic.alone", "critic_start": "critic.start"}
+NO_SUCH_RUN = "policy from nothing"  # a language model that was never trained
+
+
+def flipped(changed: Mapping[str, Any]) -> tuple[str, ...]:
+    """PPO-max with these fields changed, as options."""
+    told = {OF_THE_RUN.get(name, f"algorithm.{name}"): value for name, value in changed.items()}
+    if told.get("critic.start") == "policy":
+        told["critic.start"] = MODEL
+    return (*MAX, *(word for name, value in told.items() for word in (f"--{name}", str(value))))
+
+
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "vanilla": (*VANILLA, "--algorithm.kl_coef", "0", "--algorithm.value_clip", "0"),
     "ppo_max": MAX,
-    "without the KL": (*MAX, "--algorithm.kl_coef", "0"),
-    "without reward norm and clip": (*MAX, "--algorithm.reward_norm", "none", "--algorithm.reward_clip", "0"),
-    "without critic pretraining": (*MAX, "--critic.alone", "0"),
-    "without value clip": (*MAX, "--algorithm.value_clip", "0"),
-    "with advantage norm and clip": (
-        *MAX,
-        *("--algorithm.whiten_advantages", "true", "--algorithm.advantage_clip", "0.12"),
-    ),
+    **{name: flipped(changed) for name, changed in FLIPS.items() if name != NO_SUCH_RUN},
 }
 
 
@@ -62,6 +68,8 @@ def optimise(args: argparse.Namespace, kind: str, prompts: Mapping[str, Path]) -
     proxy, gold = args.run / "proxy" / "reward", args.run / "gold" / "reward"
     told = ["--run", run, "--model", MODEL, "--data.path", prompts["train"], "--reward", proxy, "--seed", args.seed]
     told += ["--steps", STEPS, "--oracle", f"reward:{gold}", "--watch.path", prompts["test"], "--watch_every", 25]
+    if "--algorithm.ptx_coef" in RUNS_OF[kind]:
+        told += ["--streams.ptx.path", prompts["text"]]
     run_assay("policy", *told, *COMMON, *RUNS_OF[kind])
     asked = ["--prompts.path", prompts["test"], "--num_prompts", NUM_TEST, "--oracle", f"reward:{gold}"]
     run_assay("evaluate", "--run", run, *asked, "--reward", proxy, "--sampling.max_tokens", 64, "--seed", args.seed + 1)
@@ -90,7 +98,9 @@ def main() -> None:
     args = parse()
     rows = short_rows(args.data, lambda row: "harmless" in row["subset"], prompt=128)
     parts = {"proxy": rows[:NUM_PAIRS], "gold": rows[NUM_PAIRS : 2 * NUM_PAIRS]}
-    prompts = {
+    shown = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in parts["proxy"]]
+    prompts = {"text": write_rows(shown, args.run / "text.jsonl")}
+    prompts |= {
         name: write_rows([{"prompt": row["prompt"]} for row in part], args.run / f"{name}_prompts.jsonl")
         for name, part in (("train", parts["proxy"]), ("test", rows[-NUM_TEST:]))
     }

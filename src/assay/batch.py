@@ -221,7 +221,7 @@ class Term:
 
     `fn` returns unreduced values: `[B, T]` for the reductions "token" (mean over counted tokens) and "sequence"
     (mean over responses of their token means), `[B]` for "response", `[P]` for "pair", `[G]` for "ranking". Its metrics
-    are reduced with the same weights, each of the loss's shape.
+    are reduced with the same weights, each of the loss's shape. Where nothing counts there are no metrics.
     """
 
     learner: Role
@@ -231,6 +231,7 @@ class Term:
     stream: str = "main"
     reads: tuple[str, ...] = ()
     vocabulary: Mapping[str, VocabularyFn] = field(default_factory=dict)
+    own: bool = False  # only responses that the policy drew count, those of `source` 0
 
     def __post_init__(self) -> None:
         if not self.reads:

@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # who read the output has gone, as in `assay models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INTERRUPTED
+    except OSError as error:  # a folder where a file belongs, no right to write, a full disk
+        print(f"assay {verb}: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return WRONG_INPUT
 
 
 def usage() -> str:

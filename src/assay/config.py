@@ -284,6 +284,8 @@ def config_class(verb: str, name: str | None = None) -> type:
 
 def named(setting: str, known: Mapping[str, type], name: str) -> type:
     """By name, or a user's own as file.py:Class."""
+    if not isinstance(name, str):
+        raise InputError(f"{setting}.name must be text; got {name!r}")
     if name in known:
         return known[name]
     if ":" in name:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -86,10 +87,12 @@ AT_LEAST: Mapping[str, float] = {
     "sync": 1,
     "patience": 1,
     "alpha_batches": 1,
+    "target_kl": 0,
+    "smoothing": 0,
 }
 MORE_THAN_0 = ("sampling.temperature", "max_norm", "top_p", "share", "kl_horizon")
-MORE_THAN_0 += ("algorithm.beta", "algorithm.temperature")
-AT_MOST_1 = ("top_p", "share", "mixture")
+MORE_THAN_0 += ("algorithm.beta", "algorithm.temperature", "lora.alpha", "labelled")
+AT_MOST_1 = ("top_p", "share", "mixture", "labelled", "warmup")
 
 
 def check_numbers(config: Any) -> None:
@@ -97,6 +100,10 @@ def check_numbers(config: Any) -> None:
     for name, value in leaves(config):
         if isinstance(value, bool) or not isinstance(value, int | float):
             continue
+        if isinstance(value, float) and not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number; got {value}")
+        if name.endswith("seed") and not 0 <= value < 2**62:
+            raise InputError(f"{name} must be from 0 to 2^62; got {value}")
         low = AT_LEAST.get(name.rpartition(".")[2])
         if low is not None and not value >= low:
             raise InputError(f"{name} must be at least {low}; got {value}")

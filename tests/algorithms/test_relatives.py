@@ -270,6 +270,26 @@ def test_a_shift_of_rewards_changes_no_label_of_online_dpo():
     assert OnlineDPO().credit(same.fill(ids=torch.zeros(2, 2, dtype=torch.long)), {}, {}).weight.tolist() == [0.0, 0.0]
 
 
+def test_a_tie_on_either_side_is_half_right():
+    batch = answers([1.0] * 6, width=1, ref_logprobs=torch.full((6, 1), -3.0), preference=t([0.0, 1.0, 0.5]))
+    out = ModelOutput(logprobs=t([[-3.0], [-3.0], [-2.0], [-3.0], [-2.0], [-3.0]]))
+    _, metrics = OnlineDPO().loss(out, batch)
+    assert metrics["rewards/accuracies"].tolist() == [0.5, 1.0, 0.5]
+
+
+def test_what_is_watched_is_the_policys_own_whatever_is_masked():
+    """Answers of the policy and of the reference: entropies 2 and 3 of its own two, whichever of the others count."""
+    from assay.engine.weights import item_weights
+
+    batch = answers([0.0] * 4, width=1, groups=[0, 0, 1, 1], source=t([0, 1, 0, 1]))
+    term = XPO().losses()[1]
+    out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [9.0], [3.0], [9.0]]))
+    for masked in ([], [1], [1, 3]):
+        some = batch.fill(mask=batch.mask & ~t([[row in masked] for row in range(4)]))
+        _, metrics = term.fn(out, some)
+        assert float((item_weights(some, term.reduction, own=term.own) * metrics["entropy"]).sum()) == 2.5
+
+
 def test_online_ipo_stops_at_its_margin():
     """(ratio difference - 1 / (2 beta))^2, beta 0.25: no gradient at 2, at 0 -2 * 2."""
     batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([1.0]))

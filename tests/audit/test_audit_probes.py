@@ -55,6 +55,14 @@ def test_accuracy_by_hand():
     assert found["baseline/gain"].value == pytest.approx(-0.2)
 
 
+def test_half_credits_decide_nothing():
+    """A constant reward beside a rule that is right half of the time: no difference, and nothing that speaks of one."""
+    equal = table([0.0] * 40, [(10 + i % 2, 10 + (i + 1) % 2) for i in range(40)])
+    gain = by_name(accuracy(equal))["baseline/gain"]
+    assert gain.value == 0 and "McNemar p = 1;" in gain.message
+    assert "these pairs can show no difference: they are too few" in gain.message
+
+
 def test_accuracy_without_labels():
     found = by_name(accuracy(table([1.0], [(1, 2)], preference=[0.5])))
     assert found["accuracy"].n == 0

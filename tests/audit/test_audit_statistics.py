@@ -140,7 +140,15 @@ def test_minimum_detectable_difference():
     assert found == pytest.approx(0.1238, abs=5e-5)
     assert 10 * found == pytest.approx(1.959964 * math.sqrt(0.2) + 0.841621 * math.sqrt(0.2 - found**2))
     assert minimum_detectable_difference(5, 0.2) == math.inf
-    assert minimum_detectable_difference(100, 0.0) == 0
+    assert minimum_detectable_difference(100, 0.0) == math.inf  # two that never differ show nothing
+
+
+@pytest.mark.parametrize(("outcome", "value"), [(1.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
+@pytest.mark.parametrize("n", [1, 10])
+def test_outcomes_that_are_all_alike_have_the_plain_interval(outcome, value, n):
+    found = length_controlled_win_rate(np.full(n, outcome), np.arange(n), np.arange(n))
+    assert found == win_rate(np.full(n, outcome), np.arange(n)) and found.value == value
+    assert found.interval[1] - found.interval[0] > 0.2
 
 
 def test_minimum_detectable_difference_is_found_at_its_power():

@@ -62,6 +62,17 @@ class ActorCritic:
         return (out.values - batch.rewards[:, None]) ** 2, {}
 
 
+def test_where_nothing_counts_there_is_nothing_to_tell():
+    """A loss of 0, no gradient, and no metric that would pass for a measurement."""
+    worker = learner(4096)
+    batch = batch_of(rewards=torch.randn(16))
+    none = batch.fill(mask=torch.zeros_like(batch.mask))
+    assert set(worker.forward_backward({"main": batch}, ActorCritic().losses())) == {"loss", "advantage"}
+    worker.step(lr=0.0, max_norm=None)
+    assert worker.forward_backward({"main": none}, ActorCritic().losses()) == {"loss": 0.0}
+    assert worker.step(lr=1.0, max_norm=None) == 0
+
+
 def prepared(name):
     torch.manual_seed(1)
     batch = batch_of()

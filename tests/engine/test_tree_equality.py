@@ -86,6 +86,37 @@ def together(model, batch):
     return [column.detach() for column in columns]
 
 
+def test_empty_responses_and_empty_trees_change_nothing_beside_them():
+    """A tree of three blocks of attention beside two without a token; a row without tokens beside one of three."""
+    long = make_batch([600], [-1], [2, 3], [0, 0])
+    ids = torch.cat([long.ids, torch.zeros(2, 3, dtype=torch.long)])
+    lengths = torch.tensor([2, 3, 0, 0])
+    nothing = torch.zeros(0, dtype=torch.long)
+    beside = TokenBatch(
+        prompts=Trunks((*long.prompts.ids, nothing, nothing), (-1, -1, -1)), ids=ids, lengths=lengths,
+        mask=torch.arange(3) < lengths[:, None], group=torch.tensor([0, 0, 1, 2]),
+    )  # fmt: skip
+    found = []
+    for batch in (long, beside):
+        model = Model(tiny("llama"), {"reward": nn.Linear(32, 1, bias=False)})
+        torch.nn.init.ones_(model.head("reward").weight)
+        out = model(batch, ("logprobs", "rewards"))
+        (out.logprobs.sum() + out.rewards.sum()).backward()
+        found.append((out.logprobs.detach(), out.rewards.detach(), gradients(model)))
+    assert torch.allclose(found[1][0][:2], found[0][0], atol=1e-6) and torch.equal(found[1][1][2:], torch.zeros(2))
+    assert worst_gradient(found[1][2], found[0][2]) < BOUND
+
+
+def test_a_batch_of_empty_responses_has_rewards_of_nothing():
+    batch = make_batch([4, 5], [-1, -1], [1, 1], [0, 1])
+    empty = TokenBatch(
+        prompts=batch.prompts, ids=batch.ids[:, :0], mask=batch.mask[:, :0], lengths=torch.zeros(2, dtype=torch.long),
+        group=batch.group,
+    )  # fmt: skip
+    model = Model(tiny("llama"), {"reward": nn.Linear(32, 1, bias=False)})
+    assert model(empty, ("rewards",)).rewards.tolist() == [0.0, 0.0]
+
+
 def gradients(module):
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 

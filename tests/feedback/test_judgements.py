@@ -23,8 +23,10 @@ def test_ranks_are_compared_as_they_are(ranks, found):
 
 
 def test_a_rank_that_is_no_number_is_refused():
-    with pytest.raises(InputError, match="ranks must be a list of numbers"):
+    with pytest.raises(InputError, match="column 'ranks' holds nan, which no file of records can carry"):
         read_rankings([{**PAIR, "ranks": [0, float("nan")]}])
+    with pytest.raises(InputError, match="ranks must be a list of numbers"):
+        read_rankings([{**PAIR, "ranks": [0, "first"]}])
 
 
 def test_a_rating_row_without_any_of_the_objectives_is_counted():

@@ -191,9 +191,9 @@ def test_whiten_does_not_see_padding():
             assert torch.equal(found[:, :9], expected) and (found[:, 9:] == 0).all()
 
 
-def test_whiten_needs_two_values():
+def test_a_value_alone_is_its_own_mean():
     values = t([[3.0, NAN], [NAN, NAN]])
-    assert whiten(values, t([[True, False], [False, False]])).tolist() == [[3.0, 0.0], [0.0, 0.0]]
+    assert whiten(values, t([[True, False], [False, False]])).tolist() == [[0.0, 0.0], [0.0, 0.0]]
     assert whiten(values, torch.zeros(2, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 

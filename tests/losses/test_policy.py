@@ -123,6 +123,12 @@ def test_the_coefficient_follows_the_kl(kl, coef):
     assert adapted(0.1, kl, 6.0, num=100, horizon=1000.0) == pytest.approx(coef, rel=1e-9)
 
 
+def test_a_horizon_shorter_than_a_batch_never_turns_the_coefficient():
+    """num / horizon would be 10: 0.1 (1 - 0.2 * 10) < 0."""
+    assert adapted(0.1, 0.0, 6.0, num=100, horizon=10.0) == pytest.approx(0.08)
+    assert adapted(0.1, 60.0, 6.0, num=100, horizon=10.0) == pytest.approx(0.12)
+
+
 # ratio, advantage, loss, gradient by the log-ratio, for a clip to [1 - 0.2, 1 + 0.28]
 QUADRANTS = [
     (1.5, 2.0, -2.56, 0.0),  # up, gaining: cut at 1.28

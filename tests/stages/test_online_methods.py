@@ -99,6 +99,7 @@ REFUSED = [
     (["ppo", "--critic.lr", "1e-4", "--optimiser.lr", "0"], "a multiple inside"),
     (["rloo", "--stop.patience", "0"], "must be at least 1"),
     (["sppo", "--algorithm.beta", "0"], "must be more than 0"),
+    (["reinforce_pp", "--algorithm.baseline", "group", "--num_answers", "1"], "compares at least 2 answers"),
     (["rloo", "--reward_weights", "1", "2"], "no objectives to weigh"),
     (["rloo", "--sampling.top_p", "1.5"], "must be at most 1"),
     (["p3o", "--algorithm.kl_in", "loss"], "algorithm.kl_in"),

@@ -51,7 +51,7 @@ class GRPO(TokenWise):
         if self.scale == "group":
             advantages = advantages / (group_deviation(rewards, batch.group) + 1e-4)
         elif self.scale == "batch":
-            advantages = advantages / (rewards.std() + 1e-4)
+            advantages = advantages / ((rewards.std() if len(rewards) > 1 else 0.0) + 1e-4)
         return batch.fill(advantages=on_tokens(advantages, batch))
 
     def tokens(self, out: ModelOutput, batch: TokenBatch) -> TokenFloat:

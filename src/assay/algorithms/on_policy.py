@@ -85,7 +85,7 @@ class OnPolicy(Settings, ABC):
     def losses(self) -> tuple[Term, ...]:
         """The method's loss, and a term without weight that looks at the policy."""
         own = Term("policy", self.loss, self.reduction, reads=self.reads)
-        return (own, Term("policy", watched, "response", weight=0.0, reads=("logprobs", "entropy")))
+        return (own, Term("policy", watched, "response", weight=0.0, reads=("logprobs", "entropy"), own=True))
 
     def coefficient(self, batch: TokenBatch, memory: Memory) -> float:
         """The KL's coefficient for this batch; with a target, moved by what this batch's KL was for the next one."""
@@ -93,6 +93,8 @@ class OnPolicy(Settings, ABC):
             return self.kl_coef
         coef = float(memory.get("kl_coef", torch.tensor(self.kl_coef, dtype=torch.float64)))
         read = batch.mask.any(1)  # an answer that is masked as a whole has no KL, not one of 0
+        if "source" in batch:
+            read &= batch.source == 0
         if not read.any():
             return coef
         kl = float(masked_sum(kl_of_sample(batch), batch.mask)[read].mean())
@@ -147,7 +149,7 @@ class TokenWise(OnPolicy):
         values = self.tokens(out, batch)
         if self.sampler_clip:
             values = values * truncated_weights(old_logprobs(out, batch), batch.sampler_logprobs, self.sampler_clip)
-        if self.kl_in == "loss" and self.reference:
+        if self.kl_in == "loss" and (self.kl_coef or self.target_kl):
             estimate = ESTIMATORS[self.kl_estimator](out.logprobs, batch.ref_logprobs)
             values = values + batch.kl_coef[:, None] * estimate
         return (masked_sum(values, batch.mask) if self.reduction == "response" else values), {}
@@ -185,7 +187,4 @@ def watched(out: ModelOutput, batch: TokenBatch) -> tuple[RowFloat, Metrics]:
         metrics["ref_nll"] = masked_mean(-batch.ref_logprobs, mask)
     if "kl_coef" in batch:
         metrics["kl_coef"] = batch.kl_coef
-    if "source" in batch:  # rows of others say nothing of the policy; they are as many in every micro-batch
-        own = (batch.source == 0).float()
-        metrics = {name: value * own / own.mean() for name, value in metrics.items()}
     return torch.zeros(batch.num_rows, device=mask.device), metrics

@@ -59,8 +59,9 @@ class OnlineDPO(OnPolicy):
         ratio = self.ratios(out, batch)
         fit = {"sigmoid": dpo, "ipo": ipo}[self.objective]
         loss = fit(ratio[0::2], ratio[1::2], beta=self.beta, preference=batch.preference)
-        agrees = (ratio[0::2] > ratio[1::2]) == (batch.preference > 0.5)
-        return loss, {"rewards/accuracies": agrees.float(), "margin": self.beta * (ratio[0::2] - ratio[1::2]).detach()}
+        ahead = (ratio[0::2] - ratio[1::2]).detach()
+        agrees = 0.5 + 0.5 * torch.sign(ahead) * torch.sign(batch.preference - 0.5)  # a tie on either side: half
+        return loss, {"rewards/accuracies": agrees, "margin": self.beta * ahead}
 
     def ratios(self, out: ModelOutput, batch: TokenBatch) -> torch.Tensor:
         """[B] log pi / pi_ref of whole answers."""

@@ -89,7 +89,7 @@ def _accuracy(named: Mapping[str, Finding], settings: GateSettings) -> Finding:
         return dataclasses.replace(found, limit=limit)
     message = (
         f"the reward ranks answers the wrong way round: it prefers the chosen in {found.value:.1%} of {found.n} pairs"
-        if high < min(0.5, settings.min_accuracy)
+        if high < min(0.5, settings.min_accuracy) and not ("rate/nan" in named and named["rate/nan"].value > 0)
         else f"the reward is not shown to be more than {settings.min_accuracy:.0%} accurate: {found.value:.1%} of "
         f"{found.n} pairs, 95% interval {low:.1%} to {high:.1%}"
     )

@@ -34,8 +34,17 @@ class Estimate(NamedTuple):
     n: int
 
     def finding(self, probe: str, message: str) -> Finding:
-        """This figure under its name, with one sentence about it."""
-        return Finding(probe=probe, value=self.value, interval=self.interval, n=self.n, message=message)
+        """This figure under its name, with one sentence about it; without an interval where an end is not known."""
+        interval = None if any(math.isnan(end) for end in self.interval) else self.interval
+        return Finding(probe=probe, value=self.value, interval=interval, n=self.n, message=message)
+
+    def told(self) -> str:
+        """The figure in words; of too few rows what is not known is not written as a number."""
+        if math.isnan(self.value):
+            return f"not known from n = {self.n}"
+        if any(math.isnan(end) for end in self.interval):
+            return f"{self.value:.3f}  n = {self.n}, too few for an interval"
+        return f"{self.value:.3f}  95% interval {self.interval[0]:.3f} to {self.interval[1]:.3f}  n = {self.n}"
 
 
 def wilson(successes: float, n: float, *, level: float = 0.95) -> Interval:
@@ -205,9 +214,12 @@ def minimum_detectable_difference(n: int, discordant: float, *, level: float = 0
     """The smallest difference of two accuracies on the same n items that McNemar's test finds with this power.
 
     `discordant` is the share of items on which exactly one of the two is right; infinite when not even a difference of
-    that whole share would be found. Solves d sqrt(n) = z_level sqrt(s) + z_power sqrt(s - d^2) for d.
+    that whole share would be found, as where there are no such items. Solves
+    d sqrt(n) = z_level sqrt(s) + z_power sqrt(s - d^2) for d.
     Source: Connor 1987.
     """
+    if not n or not discordant:
+        return math.inf
     z_level, z_power = stats.norm.ppf((1 + level) / 2), stats.norm.ppf(power)
     a = z_level * math.sqrt(discordant)
     inside = a * a * n - (n + z_power**2) * (a * a - z_power**2 * discordant)
@@ -287,13 +299,14 @@ def length_controlled_win_rate(
     """The win rate that equally long answers would have: logit P = theta + phi tanh(d / sd(d)), read at d = 0.
 
     The interval is the delta method on the logit, with errors robust to clusters: expit(theta +- z se). A ridge of
-    0.01 keeps all-win data finite. `length_difference` [n] is own length minus the opponent's.
+    0.01 keeps all-win data finite. Where all outcomes are alike length explains nothing, and the rate is the plain one
+    with Wilson's interval. `length_difference` [n] is own length minus the opponent's.
     Source: Dubois et al. 2024, arXiv:2404.04475, sec. 3, without the instruction-difficulty term.
     """
     outcomes, length_difference = np.asarray(outcomes, float), np.asarray(length_difference, float)
     n = len(outcomes)
-    if n == 0:
-        return Estimate(math.nan, (0.0, 1.0), 0)
+    if n == 0 or np.ptp(outcomes) == 0:
+        return proportion(outcomes, groups)
     spread = float(length_difference.std()) or 1.0
     features = np.column_stack([np.ones(n), np.tanh(length_difference / spread)])
     fit = fit_logistic(features, outcomes, groups)

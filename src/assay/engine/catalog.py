@@ -57,12 +57,20 @@ def resolve_model(name: str) -> ModelSource:
     if name == DEFAULT_MODEL:
         embedded.make_default()
         return _default()
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     if folder.exists():
         return _local(name, folder)
     if found := HUB_ID.fullmatch(name):
         return _from_hub(name, found["id"], found["revision"])
     raise InputError(f"no model {name!r}: {_not_found(name, folder)}")
+
+
+def local_path(name: str) -> Path:
+    """Where a folder of that name would be; the home of somebody unknown is taken as it is written."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def list_models() -> list[ModelSource]:
@@ -208,7 +216,7 @@ def _sibling(folder: Path) -> str:
 def _from_hub(name: str, hub_id: str, revision: str | None) -> ModelSource:
     from huggingface_hub import errors, snapshot_download
 
-    instead = _sibling(Path(name).expanduser()) or "; a local folder works too"
+    instead = _sibling(local_path(name)) or "; a local folder works too"
     try:
         # Top level only: repositories keep copies for other runtimes in subfolders.
         path = Path(snapshot_download(hub_id, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"]))

@@ -49,7 +49,7 @@ class Learner:
         return totals
 
     def _stream(self, batch: TokenBatch, terms: Sequence[Term]) -> dict[str, float]:
-        weights = [item_weights(batch, term.reduction) for term in terms]
+        weights = [item_weights(batch, term.reduction, own=term.own) for term in terms]
         reads = tuple(dict.fromkeys(name for term in terms for name in term.reads))
         vocabulary = {name: fn for term in terms for name, fn in term.vocabulary.items()}
         totals: dict[str, float] = {}
@@ -64,7 +64,8 @@ class Learner:
                 values, metrics = term.fn(out, part)
                 total = _weighted(values, share)
                 loss = loss + term.weight * total
-                for name, value in {"loss": term.weight * values, **metrics}.items():
+                told = metrics if weight.any() else {}  # of nothing there is no mean
+                for name, value in {"loss": term.weight * values, **told}.items():
                     totals[name] = totals.get(name, 0.0) + float(_weighted(value.detach(), share))
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} on rows {rows.tolist()}")

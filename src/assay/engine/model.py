@@ -118,7 +118,8 @@ class Model(nn.Module):
         if "token_outputs" in wanted:
             found["token_outputs"] = self._head("reward", hidden, rows.at, rows.real)
         if wanted & {"rewards", "outputs"}:
-            last = rows.at.gather(1, (batch.lengths - 1).clamp(min=0)[:, None]).squeeze(1)
+            at = torch.nn.functional.pad(rows.at, (0, 1))  # a batch of empty responses alone has no column
+            last = at.gather(1, (batch.lengths - 1).clamp(min=0)[:, None]).squeeze(1)
             outputs = self._head("reward", hidden, last, batch.lengths > 0)
             found |= {"outputs": outputs} if "outputs" in wanted else {}
             found |= {"rewards": _only(outputs)} if "rewards" in wanted else {}

@@ -9,12 +9,14 @@ from torch import Tensor
 from assay.batch import Reduction, TokenBatch
 
 
-def item_weights(batch: TokenBatch, reduction: Reduction) -> Tensor:
+def item_weights(batch: TokenBatch, reduction: Reduction, *, own: bool = False) -> Tensor:
     """[B, T] for "token" and "sequence", [B] for "response", [P] for "pair", [G] for "ranking"; all 0 if none counts.
 
-    A pair or ranking with a response that does not count, does not count.
+    A pair or ranking with a response that does not count, does not count; with `own` only the policy's responses do.
     """
     row = batch.weight if "weight" in batch else torch.ones(batch.num_rows)
+    if own and "source" in batch:
+        row = row * (batch.source == 0)
     counts = batch.mask.float() * row[:, None]
     length = batch.mask.sum(dim=1)
     if reduction == "token":

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,11 +30,14 @@ def is_saved(folder: Path) -> bool:
 
 def saved_rows(folder: Path) -> Found:
     """The rows of a data set written by `Dataset.save_to_disk`."""
-    state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    for part in state["_data_files"]:
-        path = folder / part["filename"]
+    try:
+        names = [part["filename"] for part in json.loads((folder / "state.json").read_text("utf-8"))["_data_files"]]
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{folder}: its state.json is not that of a data set: name the file of records") from None
+    for name in names:
+        path = folder / name
         if not path.is_file():
-            raise InputError(f"{folder} lacks {part['filename']}, which its state.json names: copy the folder again")
+            raise InputError(f"{folder} lacks {name}, which its state.json names: copy the folder again")
         with _damage_named(path, "Arrow"), path.open("rb") as file:
             yield from _rows(path, pa.ipc.open_stream(file))
 
@@ -73,11 +77,16 @@ def _column(column: pa.Array, read: Callable[[Any], Any]) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Structs have every key of every row: those that are null here were not given. Times become ISO text."""
+    """Structs have every key of every row: those that are null here were not given. Times become ISO text.
+
+    NaN, which stands for a missing number in these files, becomes null.
+    """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
         return [plain(item) for item in value]
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return value

@@ -139,6 +139,9 @@ def own_record(row: dict[str, Any]) -> Any:
         for name in NESTED:  # files of flat columns (Parquet, CSV) hold the nested ones as JSON
             if isinstance(data.get(name), str):
                 data[name] = json.loads(data[name])
+        if not isinstance(data.get("meta", {}), Mapping):
+            raise TypeError(f"meta must be an object; got {type(data['meta']).__name__}")
+        _margin(data.get("meta", {}))
         if "preference" in data:
             data["preference"] = float(data["preference"])
         data |= {name: take_word(data, name) for name in ("id", "annotator", "source", "objective") if name in data}
@@ -269,8 +272,8 @@ def _margin(row: dict[str, Any]) -> dict[str, float]:
     try:
         if isinstance(value, bool) or not math.isfinite(float(value)):
             raise ValueError
-    except (TypeError, ValueError) as error:
-        raise BadRow("wrong type", f"margin must be a finite number; got {value!r}") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRow("wrong type", f"margin must be a finite number; got {value!r:.40}") from error
     return {"margin": float(value)}
 
 

@@ -8,6 +8,7 @@ import codecs
 import csv
 import gzip
 import json
+import math
 import os
 import re
 import zlib
@@ -96,13 +97,18 @@ def checked(file: str, line: int, data: Any) -> Row | Problem:
     if not isinstance(data, Mapping):
         return Problem(file, line, "wrong type", f"a record must be an object with columns; got {_json_type(data)}")
     for column, value in data.items():
-        found = _bad_text(column, "a column name") or _bad_text(value, f"column {column!r}")
+        try:
+            found = _bad_text(column, "a column name") or _bad_text(value, f"column {column!r}")
+        except RecursionError:
+            found = ("wrong type", f"column {column!r} holds lists or objects in one another, hundreds deep")
         if found:
             return Problem(file, line, *found)
     return Row(file, line, data)
 
 
 def _bad_text(value: Any, where: str) -> tuple[str, str] | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "not finite", f"{where} holds {value}, which no file of records can carry: give a number or null"
     if isinstance(value, str):
         if "\0" in value:
             return "NUL character", f"{where} holds a NUL character (at character {value.index(chr(0)) + 1}): remove it"

@@ -25,22 +25,23 @@ def prompt_key(record: Feedback) -> str:
 
 
 def split_by_prompt(
-    records: Iterable[R], *, held_out: int | float, seed: int = 0
+    records: Iterable[R], *, held_out: int | float, seed: int = 0, called: str = "held_out"
 ) -> tuple[tuple[R, ...], tuple[R, ...]]:
     """(train, held out), each in the order given; no prompt is on both sides.
 
-    `held_out` is a share of the prompts (0 < float < 1) or a number of PROMPTS (int), not of records. Sides follow
-    from a hash of prompt and seed: the order of records does not matter. Added records never move a prompt when
-    `held_out` is a share, which is then met only on average; a number is met exactly, and additions may displace some.
+    `held_out` is a share of the prompts (0 < float < 1) or a number of PROMPTS (int), not of records; `called` is what
+    errors call it. Sides follow from a hash of prompt and seed: the order of records does not matter. Added records
+    never move a prompt when `held_out` is a share, which is then met only on average; a number is met exactly, and
+    additions may displace some.
     """
     records = tuple(records)
     places = {key: _place(key, seed) for key in map(prompt_key, records)}
-    chosen = _chosen(places, held_out)
+    chosen = _chosen(places, held_out, called)
     train = tuple(record for record in records if prompt_key(record) not in chosen)
     rest = tuple(record for record in records if prompt_key(record) in chosen)
     if not train or (held_out and not rest):
         side = "train on" if not train else "hold out"
-        raise InputError(f"held_out={held_out} of {len(places)} prompts leaves none to {side}: use a number of prompts")
+        raise InputError(f"{called}={held_out} of {len(places)} prompts leaves none to {side}: use a number of prompts")
     return train, rest
 
 
@@ -50,15 +51,15 @@ def _place(key: str, seed: int) -> float:
     return int.from_bytes(digest[:6], "big") / 2**48
 
 
-def _chosen(places: dict[str, float], held_out: int | float) -> set[str]:
+def _chosen(places: dict[str, float], held_out: int | float, called: str) -> set[str]:
     if isinstance(held_out, bool) or not isinstance(held_out, int | float):
-        raise InputError(f"held_out must be a number of prompts or a share of them; got {held_out!r}")
+        raise InputError(f"{called} must be a number of prompts or a share of them; got {held_out!r}")
     if isinstance(held_out, int):
         if not 0 <= held_out < max(len(places), 1):
-            raise InputError(f"held_out={held_out} prompts, but the data has {len(places)}")
+            raise InputError(f"{called}={held_out} prompts, but the data has {len(places)}")
         return set(sorted(places, key=lambda key: (places[key], key))[:held_out])
     if not 0 <= held_out < 1:
-        raise InputError(f"held_out={held_out} as a share must lie in [0, 1); for a number of prompts give an int")
+        raise InputError(f"{called}={held_out} as a share must lie in [0, 1); for a number of prompts give an int")
     return {key for key, place in places.items() if place < held_out}
 
 

@@ -82,13 +82,13 @@ def gae(token_rewards: TokenFloat, values: TokenFloat, mask: TokenBool, *, gamma
 def whiten(values: TokenFloat, mask: TokenBool) -> TokenFloat:
     """Counted values less their mean, over their standard deviation; 0 where masked.
 
-    Padding does not count, neither for the mean nor for the deviation.
+    Padding does not count, neither for the mean nor for the deviation. A single value is its own mean.
 
     Source: the public code of Ziegler et al. 2019, arXiv:1909.08593; the mask is ours.
     """
     counted = values[mask].double()  # in fp32 the rounding of the mean of equal values would pass for a deviation
     if len(counted) < 2:
-        return torch.where(mask, values, 0.0)
+        return torch.zeros_like(values)
     deviation = counted.std()
     scaled = (values.double() - counted.mean()) / (deviation if deviation > 1e-8 else 1.0)
     return torch.where(mask, scaled.to(values.dtype), 0.0)

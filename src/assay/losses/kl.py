@@ -41,9 +41,10 @@ ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 def adapted(coef: float, kl: float, target: float, *, num: int, horizon: float) -> float:
     """The coefficient after `num` responses whose mean KL was `kl` nats: up where that is above the target.
 
-    coef (1 + e num / horizon), e = clip(kl / target - 1, -0.2, 0.2).
+    coef (1 + e min(1, num / horizon)), e = clip(kl / target - 1, -0.2, 0.2): a horizon shorter than what was seen is
+    taken for as long, or the coefficient could turn negative.
 
     Source: Ziegler et al. 2019, arXiv:1909.08593, sec. 2.2; the horizon is their code's.
     """
     error = min(0.2, max(-0.2, kl / target - 1))
-    return coef * (1 + error * num / horizon)
+    return coef * (1 + error * min(1.0, num / horizon))

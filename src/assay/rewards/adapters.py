@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from assay.engine.catalog import hash_of_folder, resolve_model
+from assay.engine.catalog import hash_of_folder, local_path, resolve_model
 from assay.engine.learner import OneAdapter
 from assay.engine.load import DType, LoRASettings, adapter_names, load_reward
 from assay.engine.model import Model
@@ -45,7 +45,7 @@ class AdapterEnsemble(Ensemble):
     @classmethod
     def from_pretrained(cls, name: str, *, dtype: DType = "auto", token_budget: int = 8192) -> Self:
         """A folder that `save` wrote; raises InputError where the base model is another one now, or weights lack."""
-        folder = Path(name).expanduser()
+        folder = local_path(name)
         facts = read_facts(folder)
         source = resolve_model(facts["base"])
         if hash_of_folder(source.path) != facts["base_weights"]:
@@ -85,7 +85,7 @@ class AdapterEnsemble(Ensemble):
 
 def adapter_folders(name: str) -> list[Path]:
     """The folders of an ensemble's adapters; none where the name means anything else."""
-    folder = Path(name).expanduser()
+    folder = local_path(name)
     return [folder / adapter for adapter in adapter_names(num)] if (num := read_facts(folder).get("adapters")) else []
 
 

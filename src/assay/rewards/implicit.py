@@ -63,8 +63,11 @@ class ImplicitSource:
 def _started_from(policy: str) -> str:
     """The base that the run of this policy folder notes beside it."""
     notes = Path(policy).absolute().parent / "provenance.json"
-    known = json.loads(notes.read_text()) if Path(policy).name == "policy" and notes.exists() else {}
-    if base := known.get("policy", {}).get("base"):
+    try:
+        known = json.loads(notes.read_text()) if Path(policy).name == "policy" and notes.exists() else {}
+    except ValueError:
+        known = None  # cut off: as if it said nothing
+    if isinstance(known, dict) and (base := known.get("policy", {}).get("base")):
         return base
     raise InputError(
         f"{policy}: no run directory around it says what it started from: name its reference, "

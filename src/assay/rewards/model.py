@@ -187,7 +187,15 @@ def batches(encoded: Sequence[Encoded], pad: int) -> Iterator[tuple[list[int], T
 
 def read_facts(folder: Path) -> dict[str, Any]:
     """What was saved beside the weights; nothing for a classifier that was trained elsewhere."""
-    return json.loads((folder / FINGERPRINT).read_text()) if (folder / FINGERPRINT).exists() else {}
+    if not (folder / FINGERPRINT).exists():
+        return {}
+    try:
+        found = json.loads((folder / FINGERPRINT).read_text())
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise InputError(f"{folder / FINGERPRINT} is not whole: train or save the model again")
+    return found
 
 
 def readout_of(told: Mapping[str, Any]) -> Readout:

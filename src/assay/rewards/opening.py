@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
+from assay.engine.catalog import local_path
 from assay.engine.load import DType
 from assay.rewards.adapters import AdapterEnsemble, adapter_folders
 from assay.rewards.ensemble import Ensemble
@@ -62,9 +63,10 @@ def _open(name: str, dtype: DType, token_budget: int) -> Reward:
 
 def names_of(spec: str) -> list[str]:
     """The names in a spec; a folder whose own name has a comma is one."""
-    names = [spec] if Path(spec).expanduser().exists() else [name.strip() for name in spec.split(",")]
+    names = [spec] if local_path(spec).exists() else [name.strip() for name in spec.split(",")]
     if not all(names):
         raise InputError(f"--reward {spec!r}: a name between commas is empty")
-    if twice := [name for name in names if names.count(name) > 1]:
+    places = [str(local_path(name).resolve()) if Path(name).exists() else name for name in names]
+    if twice := [name for name, place in zip(names, places, strict=True) if places.count(place) > 1]:
         raise InputError(f"--reward {spec!r}: {twice[0]} is named twice, and would agree with itself")
     return names

@@ -11,6 +11,7 @@ from assay.config import AuditConfig, SamplesSettings
 from assay.config_files import plain
 from assay.feedback.oracles import Oracle
 from assay.feedback.read import read_comparisons, read_prompts
+from assay.feedback.split import prompt_key
 from assay.records import text_of
 from assay.rewards.model import Reward
 from assay.stages.common import hash_of_rewards, load_oracle, load_rewards, open_run, read
@@ -61,8 +62,9 @@ def score_samples(
     columns = {}
     if oracle is not None:
         columns["oracle"] = np.array(oracle([r.prompt for r in rollouts], [r.response for r in rollouts]))
+    keys = [prompt_key(rollout.prompt) for rollout in rollouts]  # not ids, which the data may give to several
     return ScoredSamples(
-        prompt_id=np.array([rollout.prompt.id for rollout in rollouts]),
+        prompt_id=np.array(keys),
         reward=np.array(rewards),
         length=np.array([len(text_of(rollout.response)) for rollout in rollouts]),
         text=np.array([text_of(rollout.response) for rollout in rollouts]),

@@ -87,4 +87,9 @@ def sample_pairs(config: CollectConfig) -> list[Pair]:
     usable = [pair for pair in pairs if text_of(pair[1]).strip() and text_of(pair[2]).strip() and pair[1] != pair[2]]
     if len(usable) < len(pairs):
         say(f"left out {len(pairs) - len(usable)} of {len(pairs)} pairs with identical or empty answers")
+    if not usable:
+        raise InputError(
+            "every pair of answers is identical or has an empty one: sample more --num_answers, or at a higher "
+            "--sampling.temperature, without --sampling.top_k 1"
+        )
     return usable

@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from assay.config_files import plain
 from assay.engine.catalog import hash_of_folder, resolve_model
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Comparison, Prompt, Record, Response
-from assay.report.run import RunDirectory
+from assay.report.run import RunDirectory, read_json
 from assay.rewards.adapters import adapter_folders
 from assay.rewards.implicit import PREFIX, ImplicitSource
 from assay.rewards.instructed import Instructed
@@ -37,8 +38,15 @@ def require(value: str, flag: str, what: str) -> str:
 
 
 def open_run(path: str) -> RunDirectory:
-    """The run directory, which need not exist."""
-    return RunDirectory(require(path, "run", "a directory for the run's results"))
+    """The run directory, which need not exist; what earlier stages noted in it must be whole."""
+    place = RunDirectory(require(path, "run", "a directory for the run's results"))
+    if place.path.exists() and not place.path.is_dir():
+        raise InputError(f"--run {path} is a file: name a directory for the run's results")
+    if place.config.exists():
+        place.read_config()
+    if place.provenance.exists() and not isinstance(read_json(place.provenance), dict):
+        raise InputError(f"{place.provenance}: not a JSON object; remove it, and the stages note it anew")
+    return place
 
 
 def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> tuple[Any, ...]:
@@ -60,13 +68,25 @@ def load_oracle(name: str) -> Oracle:
         return length_lover
     if name.startswith(REWARD):
         judge = open_reward(name.removeprefix(REWARD))
-        return lambda prompts, responses: judge.score(list(zip(prompts, responses, strict=True)))
+        return lambda prompts, responses: all_finite(
+            judge.score(list(zip(prompts, responses, strict=True))), [prompt.id for prompt in prompts], name
+        )
     rule = load(name)
 
     def oracle(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         return rule([to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses])
 
     return oracle
+
+
+def all_finite(values: list[float], ids: Sequence[str], name: str) -> list[float]:
+    """`values`; InputError naming the model and the first id where one is no finite number."""
+    if bad := [row for row, value in enumerate(values) if not math.isfinite(value)]:
+        raise InputError(
+            f"{name} gives {len(bad)} of {len(values)} answers a reward that is no finite number (the first, of "
+            f"{ids[bad[0]]}: {values[bad[0]]})"
+        )
+    return values
 
 
 def load_rewards(name: str, config: RewardUse) -> Reward:

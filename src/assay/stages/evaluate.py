@@ -17,8 +17,8 @@ from assay.feedback.read import read_prompts, read_texts
 from assay.records import Finding, Prompt, Rollout, text_of
 from assay.report.run import RunDirectory, Sample, read_json, write_json
 from assay.settings import InputError
-from assay.stages.common import distinct_pairs, load_oracle, load_rewards, open_run, read
-from assay.stages.progress import table
+from assay.stages.common import all_finite, distinct_pairs, load_oracle, load_rewards, open_run, read
+from assay.stages.progress import say, table
 from assay.stages.sampling import PolicySampler
 from assay.tokens.chat import Encoded, collate
 
@@ -44,7 +44,12 @@ def run(config: EvaluateConfig) -> list[Finding]:
         for sampler, title in ((base, "base"), (policy, "policy"))
     ]
     reward = load_rewards(named, config) if named else None
-    rewards = [reward.score([(r.prompt, r.response) for r in side]) for side in sides] if reward is not None else None
+    rewards = None
+    if reward is not None:
+        rewards = [
+            all_finite(reward.score([(r.prompt, r.response) for r in side]), [r.prompt.id for r in side], named)
+            for side in sides
+        ]
     judged = rewards
     if oracle is not None:
         judged = [oracle([r.prompt for r in side], [r.response for r in side]) for side in sides]
@@ -152,6 +157,10 @@ def likelihood(base: PolicySampler, policy: PolicySampler, data: DataSettings, b
     tokenizer = base.encoder.tokenizer
     ids = [tuple(tokenizer(text_of(t.response), add_special_tokens=False)["input_ids"][:TEXT_TOKENS]) for t in texts]
     rows = [Encoded((), row, (True,) * len(row)) for row in ids if len(row) > 1]
+    if len(rows) < len(ids):
+        say(f"{data.path}: left out {len(ids) - len(rows)} of {len(ids)} texts: a single token follows nothing")
+    if not rows:
+        raise InputError(f"{data.path}: no text has two tokens or more, so there is no likelihood to tell")
     names = np.array([str(index) for index in range(len(rows))])
     means = [
         np.array([-float(values.mean()) for values in _score(sampler, rows, budget)]) for sampler in (base, policy)

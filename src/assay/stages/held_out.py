@@ -40,8 +40,7 @@ def summarise(
         if told:
             found |= told_apart(reward, likelihood, items, told, scored)
     for name, figure in found.items():
-        low, high = figure.interval
-        say(f"{name}: {figure.value:.3f}  95% interval {low:.3f} to {high:.3f}  n = {figure.n}")
+        say(f"{name}: {figure.told()}")
     facts = {name: {"value": figure.value, "interval": figure.interval} for name, figure in found.items()}
     write_json(place.path / "held_out.json", {"n": num, **facts})
 

@@ -112,5 +112,7 @@ def consistency(judgements: Tensor, names: Sequence[str], pairs: Sequence[Compar
 
 def _told(finding: Finding) -> Finding:
     """With its interval in words."""
-    low, high = finding.interval or (math.nan, math.nan)
+    if finding.interval is None:
+        return replace(finding, message=f"{finding.message}, too few for an interval")
+    low, high = finding.interval
     return replace(finding, message=f"{finding.message}, 95% interval {low:.3f} to {high:.3f}")

@@ -46,6 +46,8 @@ def check_answers(config: PolicyConfig) -> None:
         raise InputError(f"{algorithm.name}: draws {unknown[0]!r} is not one of {', '.join(DRAWS)}")
     least, most = getattr(algorithm, "min_answers", 1), getattr(algorithm, "most_answers", num)
     even = getattr(algorithm, "even_answers", False)
+    if getattr(algorithm, "baseline", "") == "group":
+        least = max(least, 2)
     if num < least:
         raise InputError(f"--num_answers {num}: {algorithm.name} compares at least {least} answers")
     if num > most:

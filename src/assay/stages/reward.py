@@ -41,7 +41,7 @@ def run(config: RewardConfig) -> Trained:
     judgements = read_judgements(config.likelihood, config.data)
     train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
     known = config.likelihood.knowing(train)
-    train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1)
+    train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1, called="validation")
     train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
     likelihood = of_several(config, known, objectives)
@@ -54,6 +54,7 @@ def run(config: RewardConfig) -> Trained:
         encode(part, reward.encode, limit, config.data) if part else [] for part in (train, held_out, validation)
     )
     collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else ())
+    check_heads(config.heads, items)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
     kind = {"comparisons": "pairs"}.get(likelihood.data, likelihood.data)
     others = f", {len(checked)} choose the epoch" if checked else ""
@@ -70,6 +71,14 @@ def run(config: RewardConfig) -> Trained:
     facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}
     finish(fitting, reward, items, tested, {**facts, "trained_on": hash_of(train)})
     return reward
+
+
+def check_heads(num: int, items: Sequence[Item]) -> None:
+    """InputError where a head of several has no judgement in its bootstrap: it would keep its random weights."""
+    keys = torch.tensor([key_of(judgement) for judgement, _ in items])
+    for head in range(num if num > 1 else 0):
+        if not bootstrap_weights(keys, head).any():
+            raise InputError(f"--heads: head {head} drew none of {len(items)} judgements for itself: give more")
 
 
 def fit_adapters(

@@ -1,6 +1,5 @@
 """What answers are worth: a learned reward and programmatic ones, their faults handled; and what tokens are paid."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +18,7 @@ from assay.rewards.model import Reward
 from assay.rewards.rules import Several, combine, fill_rewards
 from assay.settings import InputError
 from assay.shapes import TokenFloat
+from assay.stages.common import all_finite
 from assay.stages.sampling import fitting
 from assay.tokens.chat import Encoder
 
@@ -101,7 +101,7 @@ class Rewards:
     def __call__(self, rollouts: Sequence[Rollout], num: int) -> Scored:
         """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting.
 
-        FloatingPointError, naming the prompt, where a model's opinion is no finite number.
+        InputError, naming the prompt, where a model's opinion is no finite number.
         """
         parts: dict[str, list[float]] = {}
         totals = [0.0] * len(rollouts)
@@ -116,10 +116,8 @@ class Rewards:
         if self.judge is not None:
             parts["judge"] = judged(self.judge, rollouts)
             totals = [total + opinion for total, opinion in zip(totals, parts["judge"], strict=True)]
-        for name in parts:  # those of rules are checked where they are called
-            for rollout, value in zip(rollouts, parts[name], strict=True):
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"rewards/{name} of an answer to prompt {rollout.prompt.id} is {value}")
+        for name, opinions in parts.items():  # what rules say is checked where they are called
+            all_finite(opinions, [rollout.prompt.id for rollout in rollouts], f"rewards/{name}")
         failed = [False] * len(rollouts)
         if self.rules is not None:
             filled, failed = self._by_rules(rollouts, num)

@@ -15,7 +15,7 @@ from assay.rewards.adapters import adapter_folders
 from assay.rewards.contract import verify
 from assay.rewards.opening import names_of
 from assay.settings import InputError
-from assay.stages.common import load_rewards, open_run, read, require
+from assay.stages.common import all_finite, keep_fitting, load_rewards, open_run, read, require
 from assay.stages.progress import console, say, table
 
 PROBES = (
@@ -31,10 +31,16 @@ def score(config: ScoreConfig) -> list[float]:
     Their standard deviations stand beside them where the model knows any.
     """
     name = require(config.reward, "reward", "a reward model")
+    if config.out and Path(config.out).is_dir():
+        raise InputError(f"--out {config.out} is a folder: name a file")
     records = read(read_demonstrations, config.data)
     reward = load_rewards(name, config)
-    outputs = reward.outputs([(record.prompt, record.response) for record in records])
-    rewards = reward.readout.reward(outputs).tolist()
+    kept = keep_fitting(
+        records, lambda record: [reward.encode((record.prompt, record.response))], reward.room, config.data
+    )
+    records = [record for record, _ in kept]
+    outputs = reward.outputs_encoded([encoded for _, (encoded,) in kept])
+    rewards = all_finite(reward.readout.reward(outputs).tolist(), [record.id for record in records], name)
     rows = [{"id": record.id, "reward": value} for record, value in zip(records, rewards, strict=True)]
     if (unsure := reward.readout.uncertainty(outputs)) is not None:
         rows = [{**row, "uncertainty": value} for row, value in zip(rows, unsure.tolist(), strict=True)]
@@ -60,6 +66,8 @@ def average(config: AverageConfig) -> Path:
     """Save the mean of several reward models, and prove what was saved."""
     names = names_of(require(config.reward, "reward", "reward models, separated by commas"))
     out = Path(require(config.out, "out", "a folder for the model"))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file: name a folder for the model")
     averages.average(names, out, config.weights)
     say(verify(out, probes()))
     say(f"reward model: {out}")

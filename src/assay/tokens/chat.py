@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from assay.batch import TokenBatch, Trunks
@@ -117,7 +118,7 @@ class Encoder:
         A policy that spells the end of its turn and a grateful user after it, in ordinary tokens, would otherwise have
         them read as real when its answer is scored.
         """
-        text = self.decode(ids)
+        text = self.decode(ids).replace("\0", "")  # which no file of records can carry
         return text[: min((text.find(word) for word in self.special if word in text), default=len(text))]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -228,13 +229,13 @@ class Encoder:
                     f"special token; take it out of the data"
                 )
         messages = [message.to_json() for message in (*prompt.messages, *response)]
-        return self.tokenizer.apply_chat_template(
-            messages,
-            tools=[dict(tool) for tool in prompt.tools] or None,
-            tokenize=False,
-            add_generation_prompt=generate,
-            **prompt.template_kwargs,
-        )
+        told = {**prompt.template_kwargs, "tokenize": False, "add_generation_prompt": generate}
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tools=[dict(tool) for tool in prompt.tools] or None, **told
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(f"prompt {prompt.id}: the chat template refuses it: {error}") from error
 
 
 def _plain(messages: Sequence[Message]) -> str:

@@ -186,13 +186,15 @@ def pack(batch: TokenBatch) -> Packed:
             length = lengths[row]
             start = segments[add(batch.ids[row, :length], here)].start
             at[row, :length] = torch.arange(start, start + length)
-            before[row, 1:length] = at[row, : length - 1]
-            before[row, :1] = last_token(here)
+            if length:
+                before[row, 1:length] = at[row, : length - 1]
+                before[row, 0] = last_token(here)
 
     for root in children.get(-1, ()):
         start = place
         walk(root, -1)
-        trees.append((start, place))
+        if place > start:  # a tree without tokens has no block of attention
+            trees.append((start, place))
     layout = Layout(segments, trees)
     ids = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.long)
     real = torch.arange(width) < batch.lengths[:, None]

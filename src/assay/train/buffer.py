@@ -119,7 +119,8 @@ def flat(batch: TokenBatch) -> dict[str, Any]:
     prompts = batch.prompts
     columns = {name: value for name, value in batch.columns.items() if name != "prompts"}
     lengths = torch.tensor([len(ids) for ids in prompts.ids])
-    told = {"ids": torch.cat(prompts.ids), "lengths": lengths, "parent": torch.tensor(prompts.parent)}
+    ids = torch.cat(prompts.ids) if prompts.ids else torch.zeros(0, dtype=torch.long)
+    told = {"ids": ids, "lengths": lengths, "parent": torch.tensor(prompts.parent)}
     return {**columns, **{f"prompts.{name}": value for name, value in told.items()}}
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from assay.settings import Settings
+from assay.settings import InputError, Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +21,10 @@ class StopSettings(Settings):
     uncertainty: float = 0.0  # most disagreement of an ensemble, as a multiple of the first batch's
     patience: int = 2  # looks, or batches, in a row beyond a limit that end the run
     smoothing: float = 0.5  # weight of what came before in what is compared with a limit
+
+    def __post_init__(self) -> None:
+        if self.smoothing >= 1:
+            raise InputError(f"stop.smoothing must be below 1, or nothing new is ever seen; got {self.smoothing}")
 
     @property
     def any(self) -> bool:

@@ -43,14 +43,15 @@ def _baselines(pairs: ScoredPairs, correct: FloatArray, seed: int) -> list[Findi
     name, right = max(rules.items(), key=lambda rule: rule[1].mean())
     majority = proportion(right, pairs.prompt_id)
     gain = paired_bootstrap(correct, right, pairs.prompt_id, seed=seed)
-    test = mcnemar(correct == 1, right == 1)
+    clear = (correct != 0.5) & (right != 0.5)  # half a credit is neither right nor wrong
+    test = mcnemar(correct[clear] == 1, right[clear] == 1)
     smallest = minimum_detectable_difference(len(pairs), (test.only_first + test.only_second) / len(pairs))
-    power = f"{smallest:.1%}" if math.isfinite(smallest) else "no difference at all"
+    power = f"{smallest:.1%} or more" if math.isfinite(smallest) else "no difference: they are too few"
     return [
         *findings,
         majority.finding("baseline/majority", f"the length rule that most labels follow: the {name} answer"),
         gain.finding(
             "baseline/gain",
-            f"accuracy above that rule (McNemar p = {test.pvalue:.2g}; these pairs can show {power} or more)",
+            f"accuracy above that rule (McNemar p = {test.pvalue:.2g}; these pairs can show {power})",
         ),
     ]

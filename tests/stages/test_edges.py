@@ -99,6 +99,13 @@ def test_scores_of_what_fits_as_the_settings_say(tmp_path, capsys, refused):
     assert "is a folder" in refused(*words, "--out", tmp_path)
 
 
+def test_answers_that_nobody_should_imitate_have_scores_too(tmp_path, refused):
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "Hi.", "completion": "No.", "label": False}])
+    assert go("score", "--reward", tiny_reward(), "--data.path", rows, "--dtype", "float32") == OK
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--algorithm.name", "sft"]
+    assert "not one to imitate" in refused(*words, "--data.path", rows, lines=2)
+
+
 def test_heads_that_drew_nothing_are_refused(tmp_path, refused):
     data = write(tmp_path / "pairs.jsonl", pairs(1))
     words = ["reward", "--run", tmp_path / "run", "--model", tiny_model(), "--data.path", data, "--held_out", 0]

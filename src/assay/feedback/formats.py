@@ -67,7 +67,12 @@ def comparison(row: dict[str, Any], note: Note) -> Comparison:
     )
 
 
-def demonstration(row: dict[str, Any], note: Note) -> Demonstration:
+def answer(row: dict[str, Any], note: Note) -> Demonstration:
+    """As `demonstration`, a rejected answer too: one to be judged, not imitated."""
+    return demonstration(row, note, imitated=False)
+
+
+def demonstration(row: dict[str, Any], note: Note, *, imitated: bool = True) -> Demonstration:
     """A row of `messages` or `prompt, completion`; a conversation's prompt is what comes before the first answer."""
     if (record := own_record(row)) is not None:
         return wanted(record, Demonstration)
@@ -78,11 +83,11 @@ def demonstration(row: dict[str, Any], note: Note) -> Demonstration:
             raise BadRow("no answer", "messages has no assistant turn to imitate")
         asked, response = turns[:cut], turns[cut:]
     else:
-        answer = need(row, "completion", "response", "messages")
+        said = need(row, "completion", "response", "messages")
         used = ("prompt", "completion" if row.get("completion") is not None else "response")
-        if row.get("label") in (False, 0):
+        if imitated and row.get("label") in (False, 0):
             raise BadRow("rejected answer", "label is false: this answer is not one to imitate")
-        asked, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (content(answer, used[1]),), note)
+        asked, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (content(said, used[1]),), note)
     return Demonstration(
         prompt=make_prompt(asked, row),
         response=response,

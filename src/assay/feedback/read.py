@@ -94,6 +94,13 @@ def read_demonstrations(
     return _read(source, formats.demonstration, split, on_bad, limit)
 
 
+def read_answers(
+    source: Any, *, split: str | None = None, on_bad: OnBad = "error", limit: int | None = None
+) -> Read[Demonstration]:
+    """Responses to judge: as `read_demonstrations`, those with `label` false too."""
+    return _read(source, formats.answer, split, on_bad, limit)
+
+
 def read_texts(
     source: Any, *, split: str | None = None, on_bad: OnBad = "error", limit: int | None = None
 ) -> Read[Demonstration]:

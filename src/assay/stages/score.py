@@ -6,7 +6,7 @@ from pathlib import Path
 
 from assay.config import AverageConfig, ModelsConfig, ReportConfig, ScoreConfig, VerifyConfig
 from assay.engine.catalog import list_models, resolve_model
-from assay.feedback.read import read_demonstrations
+from assay.feedback.read import read_answers
 from assay.records import Message, Prompt, Response, user_prompt
 from assay.report.html import write_report
 from assay.report.run import write_text
@@ -33,7 +33,7 @@ def score(config: ScoreConfig) -> list[float]:
     name = require(config.reward, "reward", "a reward model")
     if config.out and Path(config.out).is_dir():
         raise InputError(f"--out {config.out} is a folder: name a file")
-    records = read(read_demonstrations, config.data)
+    records = read(read_answers, config.data)
     reward = load_rewards(name, config)
     kept = keep_fitting(
         records, lambda record: [reward.encode((record.prompt, record.response))], reward.room, config.data

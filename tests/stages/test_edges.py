@@ -99,6 +99,21 @@ def test_scores_of_what_fits_as_the_settings_say(tmp_path, capsys, refused):
     assert "is a folder" in refused(*words, "--out", tmp_path)
 
 
+def test_what_is_held_out_is_of_what_fits(tmp_path, capsys, refused, monkeypatch):
+    """Whichever prompt is too long, one other is held out; and it is told before a model loads."""
+    rows = pairs(6)
+    words = ["reward", "--model", tiny_model(), "--held_out", 1, "--epochs", 0, "--dtype", "float32", "--verify=false"]
+    for place in range(6):
+        long = {**rows[place], "prompt": [{"role": "user", "content": "word " * 400}]}
+        data = write(tmp_path / "pairs.jsonl", [*rows[:place], long, *rows[place + 1 :]])
+        assert go(*words, "--run", tmp_path / f"{place}", "--data.path", data, "--data.too_long", "skip") == OK
+        assert "training on 4 pairs; 1 pairs of other prompts are held out" in capsys.readouterr().out
+    monkeypatch.setattr("assay.engine.load._load", None)
+    assert "1 of 6 records are longer than 256 tokens" in refused(
+        *words, "--run", tmp_path / "none", "--data.path", data
+    )
+
+
 def test_answers_that_nobody_should_imitate_have_scores_too(tmp_path, refused):
     rows = write(tmp_path / "rows.jsonl", [{"prompt": "Hi.", "completion": "No.", "label": False}])
     assert go("score", "--reward", tiny_reward(), "--data.path", rows, "--dtype", "float32") == OK

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from assay.engine.catalog import ModelSource
 from assay.engine.memory import keep_freed_memory
-from assay.engine.model import Model
+from assay.engine.model import Model, context
 from assay.settings import InputError, Settings
 
 DType = Literal["auto", "float32", "bfloat16"]
@@ -134,18 +134,27 @@ def _language_head(network: Any, source: ModelSource) -> nn.Linear:
     return head
 
 
+def context_of(source: ModelSource) -> int:
+    """Tokens that a conversation may have, read without loading a weight."""
+    return context(_config(source))
+
+
+def _config(source: ModelSource) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+    except ValueError as error:
+        raise InputError(
+            f"{source.name}: {' '.join(str(error).split())}; code that comes with a model never runs"
+        ) from None
+
+
 def _load(auto: Any, source: ModelSource, allowed: set[str] | None = None, **options: Any) -> tuple[Any, set[str]]:
     """The network in fp32, and which of the `allowed` weights it lacks.
 
     Other missing, misshapen or unexpected weights are an error, whatever transformers would fill in.
     """
     keep_freed_memory()
-    try:
-        config = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-    except ValueError as error:
-        raise InputError(
-            f"{source.name}: {' '.join(str(error).split())}; code that comes with a model never runs"
-        ) from None
+    config = _config(source)
     if type(config) not in auto._model_mapping:
         raise InputError(f"{source.name}: transformers has no {auto.__name__} for the {config.model_type} family")
     level = transformers_logging.get_verbosity()

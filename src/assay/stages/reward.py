@@ -9,7 +9,7 @@ import torch
 from assay.config import RewardConfig
 from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
 from assay.engine.learner import Learner, OneAdapter
-from assay.engine.load import adapter_names, load_reward
+from assay.engine.load import adapter_names, context_of, load_reward
 from assay.engine.optimizer import FlatAdamW
 from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
@@ -38,21 +38,19 @@ def run(config: RewardConfig) -> Trained:
     """Train, save, prove the saved model, and print what it gets right on held-out feedback."""
     place = open_run(config.run)
     check_settings(config)
-    judgements = read_judgements(config.likelihood, config.data)
-    train, held_out = split_by_prompt(judgements, held_out=config.held_out, seed=config.seed)
+    source = resolve_model(config.model)
+    encoder = Encoder(load_tokenizer(source))
+    usable = read_usable(config, source, encoder)
+    train, held_out = split_by_prompt([j for j, _ in usable], held_out=config.held_out, seed=config.seed)
     known = config.likelihood.knowing(train)
     train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1, called="validation")
     train, pool = find_pool(train, config)
     objectives = objectives_of(train) if config.data.objectives else ()
     likelihood = of_several(config, known, objectives)
-    source = resolve_model(config.model)
-    encoder = Encoder(load_tokenizer(source))
     models = new_models(config, likelihood, source, encoder)
     reward = models[0]
-    limit = min(reward.context, config.max_tokens or reward.context)
-    items, tested, checked = (
-        encode(part, reward.encode, limit, config.data) if part else [] for part in (train, held_out, validation)
-    )
+    encoded = {id(judgement): answers for judgement, answers in usable}
+    items, tested, checked = ([(j, encoded[id(j)]) for j in part] for part in (train, held_out, validation))
     collate = collator(encoder, likelihood, objectives if len(objectives) > 1 else ())
     check_heads(config.heads, items)
     fitting = Fitting(config, likelihood, reward, collate, place, hash_of_folder(source.path))
@@ -71,6 +69,14 @@ def run(config: RewardConfig) -> Trained:
     facts = {"base": config.model, "base_weights": fitting.base, f"num_{kind}": len(items)}
     finish(fitting, reward, items, tested, {**facts, "trained_on": hash_of(train)})
     return reward
+
+
+def read_usable(config: RewardConfig, source: ModelSource, encoder: Encoder) -> list[Item]:
+    """The feedback that can be read and fits the model, its answers encoded; what does not is told before it loads."""
+    room = context_of(source)
+    judgements = read_judgements(config.likelihood, config.data)
+    limit = min(room, config.max_tokens or room)
+    return encode(judgements, lambda two: encoder.conversation(*two), limit, config.data)
 
 
 def check_heads(num: int, items: Sequence[Item]) -> None:

@@ -36,7 +36,7 @@ def score(config: ScoreConfig) -> list[float]:
     records = read(read_answers, config.data)
     reward = load_rewards(name, config)
     kept = keep_fitting(
-        records, lambda record: [reward.encode((record.prompt, record.response))], reward.room, config.data
+        records, lambda record: [reward.encode((record.prompt, record.response))], reward.context, config.data
     )
     records = [record for record, _ in kept]
     outputs = reward.outputs_encoded([encoded for _, (encoded,) in kept])

@@ -16,6 +16,7 @@ from assay.engine.weights import item_weights
 from assay.lab.rollouts import every_group
 from assay.lab.tabular import TabularModel
 from assay.lab.world import World
+from lab.training import paired
 
 BETA = 0.3
 
@@ -73,9 +74,7 @@ def test_reinforce_and_its_baselines(model, algorithm):
 def test_pairwise_policy_gradient(model, clipping):
     algorithm = P3O(kl_coef=BETA, clipping=clipping, num_epochs=1)
     batch = every_group(model, 2, model.world.oracle)
-    weight = batch.weight.clone()
-    weight[1::2] = 1  # a pair weighs the product of its rows' weights
-    found = update(model, algorithm, prepared(model, algorithm, batch).fill(weight=weight))
+    found = update(model, algorithm, paired(prepared(model, algorithm, batch)))
     assert torch.allclose(found, exact(model, BETA), atol=1e-6)
 
 

@@ -23,6 +23,7 @@ from assay.lab.rollouts import every_group, world_of
 from assay.lab.tabular import TabularModel
 from assay.lab.world import World
 from assay.train.loop import CheckpointSettings, OptimiserSettings, Training
+from lab.training import paired
 
 BETA = 0.5
 
@@ -36,11 +37,7 @@ class Everything:
     def next(self):
         mixture = getattr(self.algorithm, "mixture", 0.0)
         batch = every_group(self.model, self.size, self.rewards, draws=self.algorithm.draws, mixture=mixture)
-        if self.algorithm.reduction == "pair":  # a pair weighs the product of its rows' weights
-            weight = batch.weight.clone()
-            weight[1::2] = 1
-            batch = batch.fill(weight=weight)
-        return {"main": batch}
+        return {"main": paired(batch) if self.algorithm.reduction == "pair" else batch}
 
 
 class Given:
@@ -107,10 +104,7 @@ def test_at_three_tokens_ppo_max_reaches_it_too(tmp_path):
 def test_dpo_fits_the_preferences_it_is_given(world, tmp_path):
     """All pairs of the reference's answers, each preferred with its probability: the policy is the tilted reference."""
     batch = every_group(TabularModel(world), 2, world.oracle)
-    weight = batch.weight.clone()
-    weight[1::2] = 1  # a pair weighs the product of its rows' weights
-    preference = torch.sigmoid(batch.rewards[0::2] - batch.rewards[1::2])
-    pairs = Given(batch.fill(weight=weight, preference=preference))
+    pairs = Given(paired(batch).fill(preference=torch.sigmoid(batch.rewards[0::2] - batch.rewards[1::2])))
     model = train(tmp_path, world, DPO(beta=BETA), steps=400, batches=pairs)
     assert float(world.kl(model.probabilities, world.optimum(BETA))) < 1e-3
 

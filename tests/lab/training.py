@@ -25,6 +25,13 @@ class Everything:
         return {"main": self.change(every_group(self.model, 1, self.model.world.oracle, **self.drawn)), **self.streams}
 
 
+def paired(batch):
+    """The batch with a group's weight on the first row of each pair: a pair weighs the product of its rows' weights."""
+    weight = batch.weight.clone()
+    weight[1::2] = 1
+    return batch.fill(weight=weight)
+
+
 class WithText:
     """Rollouts, and as many demonstrations."""
 

@@ -129,6 +129,7 @@ class TokenBatch(Table):
     allowed: TokenBytes  # the vocabulary that a token was drawn from, a bit each; absent: all of it
     margin: PairFloat
     preference: PairFloat  # probability that row 2i is preferred; absent: 1
+    pair_weight: PairFloat  # how much a pair counts as a pair; absent: 1
 
     @property
     def num_rows(self) -> int:

@@ -18,6 +18,7 @@ from assay.algorithms.rloo import RLOO
 from assay.algorithms.sppo import SPPO
 from assay.algorithms.xpo import XPO
 from assay.batch import ModelOutput, TokenBatch, Trunks
+from assay.engine.weights import item_weights
 
 t = torch.tensor
 
@@ -152,8 +153,6 @@ def test_dapo_clips_higher_above_than_below():
 
 def test_averages_over_tokens_differ_with_the_lengths():
     """Answers of 1 and 3 tokens, one advantage each: a token's weight in the loss, by hand."""
-    from assay.engine.weights import item_weights
-
     batch = answers([1.0, 0.0], width=3, lengths=[1, 3])
     shares = {a: item_weights(batch, GRPO(average=a).reduction) for a in ("sequence", "token", "sum")}
     assert shares["sequence"].tolist() == [[0.5, 0, 0], pytest.approx([1 / 6] * 3)]
@@ -266,8 +265,26 @@ def test_a_shift_of_rewards_changes_no_label_of_online_dpo():
             OnlineDPO(label=label).credit(answers([0.5 + s, 1.5 + s, 1.0 + s, 1.0 + s]), {}, {}) for s in (0.0, 4.0)
         )
         assert torch.equal(one.preference, other.preference) and one.preference[1] == 0.5
-    same = answers([1.0, 0.0])
-    assert OnlineDPO().credit(same.fill(ids=torch.zeros(2, 2, dtype=torch.long)), {}, {}).weight.tolist() == [0.0, 0.0]
+
+
+def test_equal_answers_are_no_pair_but_are_watched():
+    """Two pairs, the second of equal answers: the loss reads the first alone, what is watched all four answers."""
+    batch = answers([1.0, 0.0, 0.0, 0.0], width=1).fill(ids=t([[5], [6], [7], [7]]))
+    batch = OnlineDPO().credit(batch, {}, {})
+    assert item_weights(batch, "pair").tolist() == [1.0, 0.0]
+    term = OnlineDPO().losses()[1]
+    out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [2.0], [4.0], [4.0]]))
+    _, metrics = term.fn(out, batch)
+    assert float((item_weights(batch, term.reduction, own=term.own) * metrics["entropy"]).sum()) == 3.0
+
+
+def test_the_kl_that_is_watched_is_that_of_the_policy_that_sampled():
+    """In every update on a batch: -1 - (-3) a token by the sampler, whatever the policy says by now."""
+    batch = answers([1.0, 0.0], ref_logprobs=torch.full((2, 2), -3.0), old_logprobs=torch.full((2, 2), -1.0))
+    term = PPO().losses()[1]
+    for now in (-1.0, -0.2):
+        out = ModelOutput(logprobs=torch.full((2, 2), now), entropy=torch.zeros(2, 2))
+        assert term.fn(out, batch)[1]["kl"].tolist() == [4.0, 4.0]
 
 
 def test_a_tie_on_either_side_is_half_right():
@@ -279,8 +296,6 @@ def test_a_tie_on_either_side_is_half_right():
 
 def test_what_is_watched_is_the_policys_own_whatever_is_masked():
     """Answers of the policy and of the reference: entropies 2 and 3 of its own two, whichever of the others count."""
-    from assay.engine.weights import item_weights
-
     batch = answers([0.0] * 4, width=1, groups=[0, 0, 1, 1], source=t([0, 1, 0, 1]))
     term = XPO().losses()[1]
     out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [9.0], [3.0], [9.0]]))

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from assay.algorithms import SFT
 from assay.engine.catalog import resolve_model
 from assay.engine.export import export
-from assay.engine.learner import Learner
-from assay.engine.load import LoRASettings, load_policy, load_reward
+from assay.engine.learner import Learner, OneAdapter
+from assay.engine.load import POLICY, LoRASettings, load_policy, load_reward
 from assay.engine.optimizer import FlatAdamW
 from assay.records import reply
 from assay.rewards.likelihoods.comparisons import BradleyTerry
@@ -105,6 +105,24 @@ def test_a_trained_policy_reloads_with_its_logits(lora, dtype, tied, tmp_path):
     count = int(batch.lengths[0])
     places = torch.arange(len(ids[0]) - 1, len(ids[0]) - 1 + count)
     assert torch.allclose(theirs[places, batch.ids[0]], ours, atol=1e-4)
+
+
+def test_the_policys_adapter_is_exported_whichever_was_used_last(tmp_path):
+    torch.manual_seed(0)
+    model = load_policy(resolve_model(tiny_model()), dtype="float32", lora=LoRASettings(rank=4), critic="adapter")
+    policy = OneAdapter(model, POLICY, FlatAdamW(model.named_parameters(), lr=0.02), token_budget=200)
+    for name, p in model.named_parameters(remove_duplicate=False):
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, std=0.3 if POLICY in name else 3.0)
+    policy.optimizer.restore({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+    batch = collate([[encoder().completion(PROMPTS[0], reply("Yes, two of them."))]], 0)
+    expected = policy.forward(batch, ("logprobs",)).logprobs
+    model.use("value")
+    export(model, tmp_path, tokenizer(), learner=policy)
+    plain = Learner(load_policy(resolve_model(str(tmp_path)), dtype="float32"))
+    assert torch.allclose(plain.forward(batch, ("logprobs",)).logprobs, expected, atol=1e-4)
+    model.use("value")
+    assert not torch.allclose(Learner(model).forward(batch, ("logprobs",)).logprobs, expected, atol=0.1)
 
 
 @each_way

@@ -56,6 +56,21 @@ def test_of_no_token_the_shape_is_the_functions_own():
     assert hidden.grad.shape == (0, 8) and not weight.grad.any()
 
 
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_frozen_vocabulary_costs_no_gradient(frozen, monkeypatch):
+    real, asked = torch.autograd.grad, []
+    hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(37, 8, requires_grad=not frozen)
+    monkeypatch.setattr(torch.autograd, "grad", lambda value, wanted, *rest, **named: asked.append(len(wanted)) or
+                        real(value, wanted, *rest, **named))  # fmt: skip
+    found = over_vocabulary(
+        lambda logits, columns: logits.logsumexp(-1), hidden, weight, None, {}, temperature=1.0, cap=None, scale=1.0
+    )
+    found.sum().backward()
+    assert asked == [1 if frozen else 2]
+    assert torch.allclose(hidden.grad, ((hidden @ weight.T).softmax(-1) @ weight).detach(), atol=1e-5)
+    assert (weight.grad is None) is frozen
+
+
 def test_entropy_that_is_only_looked_at_changes_no_gradient():
     torch.manual_seed(0)
     hidden, weight = torch.randn(9, 8, requires_grad=True), torch.randn(37, 8)

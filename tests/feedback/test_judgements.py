@@ -55,3 +55,28 @@ def test_other_columns_are_kept_and_those_of_one_label_are_not():
     row = {**PAIR, "kind": "B", "kind_annotator": "ann", "week": 3, "margin": 2.0, "shown_first": "x", "label": "odd"}
     (record,) = read_comparisons([row], objectives=("kind",)).records
     assert record.annotator == "ann" and record.meta == {"week": 3, "shown_first": "rejected"}
+
+
+def test_votes_that_nobody_signed_are_nobodys_and_each_is_counted():
+    votes = [{"kind": "A"}, {"kind": "A", "annotator": None}, {"kind": "B"}, {"kind": "A", "annotator": "Ann"}]
+    records = read_comparisons([{**PAIR, "annotations": votes}], objectives=("kind",)).records
+    assert [r.annotator for r in records] == ["", "", "", "Ann"]
+    assert [r.preference for r in records] == [1.0, 1.0, 0.0, 1.0]
+    assert len({r.id for r in records}) == 4
+    signed = read_comparisons([{**PAIR, "annotations": votes[:2], "annotator": "Bo"}], objectives=("kind",)).records
+    assert [r.annotator for r in signed] == ["Bo", "Bo"]
+
+
+def test_a_row_may_name_its_one_objective():
+    """Of rankings, ratings and pairs; what is asked for chooses among such rows."""
+    (ranked,) = read_rankings([{**PAIR, "objective": "kind"}]).records
+    assert ranked.objective == "kind" and not ranked.meta
+    rows = [{**RATED, "rating": 4, "objective": "kind"}, {**RATED, "rating": 1, "objective": "honest"}]
+    both = read_ratings(rows).records
+    assert [r.objective for r in both] == ["kind", "honest"] and both[0].id != both[1].id
+    (kind,) = read_ratings(rows, objectives=("kind",)).records
+    assert (kind.value, kind.objective) == (4, "kind") and "objective" not in kind.meta
+    pair = {"prompt": ASKED, "chosen": "One.", "rejected": "Two."}
+    read = read_comparisons([{**pair, "objective": "kind"}, {**pair, "objective": "honest"}], objectives=("honest",))
+    assert [r.objective for r in read.records] == ["honest"]
+    assert read.report.notes == {"judgement under another objective left out": 1}

@@ -55,6 +55,13 @@ def test_every_weight_is_the_weighted_mean_and_plain_transformers_reads_it(tmp_p
     assert facts["average_of"] == two and facts["shares"] == list(shares)
 
 
+def test_models_that_tell_people_apart_are_refused(tmp_path):
+    """Each has them in an order of its own."""
+    two = [member(tmp_path, seed, annotators={"Ann": {"temperature": 1.0}}) for seed in (1, 2)]
+    with pytest.raises(InputError, match="tell people apart"):
+        average(two, tmp_path / "out")
+
+
 def test_with_one_body_the_averaged_head_gives_the_mean_reward(tmp_path):
     one = member(tmp_path, 1)
     other = shutil.copytree(one, tmp_path / "other")

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from assay.cli import OK, main
+from assay.engine.catalog import resolve_model
+from assay.engine.learner import Learner
+from assay.engine.load import load_reward
 from assay.feedback.read import read_spans, read_steps
 from assay.losses.dense import token_binary, token_kinds
-from assay.records import SpanLabels, reply, user_prompt
+from assay.records import Prompt, SpanLabels, reply, user_prompt
 from assay.rewards.model import RewardModel
 from assay.rewards.pooling import Pooling, span_tokens, step_ends
 from assay.settings import InputError
-from assay.tokens.chat import Encoder
-from tiny import CONVERSATIONS, asked, pairs, spans, steps, tiny_model, tokenizer, write
+from assay.tokens.chat import Encoder, collate
+from tiny import CONTEXT, CONVERSATIONS, asked, pairs, spans, steps, tiny_model, tokenizer, write
 
 NO = user_prompt("Count.")
 
@@ -42,6 +45,24 @@ def test_pooling_by_hand(pooling, expected):
     counted = torch.tensor([[True, False, True, False], [False] * 4])
     found = pooling.pooled(numbers, counted)
     assert found.tolist() == [pytest.approx(row, abs=1e-5) for row in expected]
+
+
+def test_the_first_token_of_a_text_without_a_prompt_counts_neither_in_training_nor_after():
+    words = Encoder(tokenizer())
+    alone = Prompt(messages=())
+    texts = [reply("Orange.", plain=True), reply("Tuesday.", plain=True)]
+    encoded = [words.conversation(alone, text) for text in texts]
+    batch = collate([[item] for item in encoded], 0)
+    assert torch.equal(Pooling().counted(encoded, words, batch.mask.shape[1]), batch.mask)
+    assert not batch.mask[:, 0].any() and batch.mask[:, 1:].any()
+
+
+def test_rewards_at_tokens_are_of_conversations_within_the_context():
+    torch.manual_seed(0)
+    model = load_reward(resolve_model(tiny_model()), dtype="float32", fresh_head=True, at_tokens=True)
+    reward = RewardModel(Learner(model), Encoder(tokenizer()), name="tiny", pooling=Pooling())
+    with pytest.raises(InputError, match="conversation 0 has"):
+        reward.token_rewards([(NO, reply("One. " * CONTEXT))])
 
 
 @pytest.mark.parametrize("text", ["One.\nTwo.\nThree.", "One.", "1\n2", "a b c\n\n\nd"])

@@ -1,6 +1,7 @@
 """Every method that learns from its own answers, through the command line, on a tiny model."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,8 @@ from assay.algorithms import ALGORITHMS
 from assay.cli import OK, WRONG_INPUT, main
 from assay.engine.truncation import nucleus, unpack_bits
 from assay.report.run import RunDirectory, read_json
+from assay.rewards.model import RewardModel
+from assay.settings import InputError
 from assay.train.loop import Training
 from tiny import demonstrations, prompts, tiny_model, tiny_reward, write
 
@@ -111,6 +114,10 @@ REFUSED = [
     (["sppo", "--algorithm.kl_coef", "0.1"], "sppo charges no KL beside its beta"),
     (["apa", "--algorithm.target_kl", "1"], "needs a coefficient to begin with"),
     (["ppo_max", "--dense.kind", "potentials"], "are about rewards of whole answers"),
+    (["rloo", "--max_tokens", "64"], "--max_tokens bounds what is read"),
+    (["rloo", "--criterion", "The shorter the better."], "--criterion does nothing without --judge"),
+    (["ppo", "--dense.model", "smollm2-135m-instruct"], "--dense.model does nothing without --dense.kind"),
+    (["rloo", "--reference.share", "0.5"], "--reference.share does nothing without --reference.every"),
 ]
 
 
@@ -143,6 +150,37 @@ def test_a_limit_ends_the_run_at_the_best_weights(asked, tmp_path, capsys):
     assert notes["kept_step"] == len(rows) - 3 and "its limit 0.01" in notes["stopped"]
     assert train(tmp_path / "kept", asked, "rloo", "--steps", notes["kept_step"], *CONSTANT) == OK
     assert_same_policy(tmp_path, tmp_path / "kept")
+
+
+def test_further_updates_on_a_batch_are_no_further_time_beyond_a_limit(asked, tmp_path):
+    """Four updates a batch: the limit is passed by the policies of two batches, not by two steps of one."""
+    words = [*STOPPING, "--algorithm.num_epochs", "2", "--algorithm.num_minibatches", "2"]
+    assert train(tmp_path, asked, "ppo", *words) == OK
+    place = RunDirectory(tmp_path)
+    rows, notes = place.read_metrics("policy"), read_json(place.provenance)["policy"]
+    fresh = [row for row in rows if "length_mean" in row]
+    assert [row["step"] % 4 for row in fresh] == [1] * len(fresh)
+    assert [row["kl"] > 0.01 for row in fresh[-2:]] == [True, True]
+    assert all(row["kl"] <= 0.01 for row in fresh[:-2])
+    assert rows[-1]["step"] == fresh[-1]["step"] and notes["kept_step"] == fresh[-3]["step"] - 1
+
+
+def test_a_run_without_a_reward_model_has_no_uncertainty_to_limit(asked, tmp_path, refused):
+    (tmp_path / "same.py").write_text("def same(prompts, responses, **_):\n    return [1.0] * len(responses)\n")
+    words = ["--rules", f"{tmp_path}/same.py:same", "--stop.uncertainty", "2"]
+    assert "there is no reward model" in refused(*command(tmp_path, asked, "rloo", *words, reward=False))
+
+
+def test_the_critics_start_is_known_by_its_weights(asked, tmp_path, capsys):
+    """The same model elsewhere goes on; another one in its place does not."""
+    copied = tmp_path / "critic"
+    shutil.copytree(tiny_reward(), copied)
+    words = ["--critic.start", str(copied), "--steps", "2"]
+    assert train(tmp_path / "run", asked, "ppo", *words) == OK
+    assert train(tmp_path / "run", asked, "ppo", "--critic.start", tiny_reward(), "--steps", "2") == OK
+    capsys.readouterr()
+    assert train(tmp_path / "run", asked, "ppo", "--critic.start", tiny_model(), "--steps", "2") == WRONG_INPUT
+    assert "config.critic.start" in capsys.readouterr().err
 
 
 def test_a_limit_that_is_passed_at_once_keeps_the_policy_it_began_with(asked, tmp_path, capsys):
@@ -255,6 +293,24 @@ def test_prompts_whose_rewards_fail_are_left_out_and_counted(fault, tmp_path):
     assert train(tmp_path / "run", write(tmp_path / "p.jsonl", rows), "rloo", *words, reward=False) == OK
     seen = RunDirectory(tmp_path / "run").read_metrics("policy")
     assert sum(row.get("prompts_without_rewards", 0) for row in seen) == 2
+
+
+def test_answers_that_the_reward_model_cannot_read_are_left_out_and_counted(asked, tmp_path, monkeypatch, refused):
+    """Whatever the reason: that of one prompt costs no other, and without leave to go on the run ends with advice."""
+    real = RewardModel.encode
+
+    def encode(self, conversation):
+        if "two birds" in conversation[0].messages[0].content:
+            raise InputError("the assistant's text contains '<s>'")
+        return real(self, conversation)
+
+    monkeypatch.setattr(RewardModel, "encode", encode)
+    words = ["--steps", "2", "--faults.then", "mask"]
+    assert train(tmp_path / "run", asked, "rloo", *words) == OK
+    seen = RunDirectory(tmp_path / "run").read_metrics("policy")
+    assert sum(row.get("prompts_without_rewards", 0) for row in seen) == 3  # of the eight prompts
+    told = refused(*command(tmp_path / "stop", asked, "rloo", "--steps", "2"))
+    assert "contains '<s>'" in told and "--faults.then mask" in told
 
 
 COMPARE = ("rloo", "grpo", "p3o", "reinforce_pp", "remax", "online_dpo", "sppo")  # answers with answers, nothing else

@@ -1,13 +1,16 @@
 """What improves a reward model, from the command line: labels that move, labels of its own, a language loss, epochs."""
 
 import json
+import math
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from assay.batch import ModelOutput, TokenBatch
 from assay.cli import OK, WRONG_INPUT, main
 from assay.report.run import RunDirectory
+from assay.rewards.likelihoods import LIKELIHOODS
 from assay.train.loop import Training
 from tiny import pairs, ratings, tiny_model, write
 
@@ -182,6 +185,7 @@ def test_pairs_of_two_sources_are_told_apart(tmp_path, capsys):
         (("--language_coef", "1", "--likelihood", "regression"), "--language_coef needs comparisons"),
         (("--labelled", "0.5", "--likelihood", "regression"), "--labelled needs comparisons"),
         (("--ids.beta", "1.5"), "ids.beta must lie in [0, 1]"),
+        (("--ids.beta", "0.5", "--likelihood.label_smoothing", "0.1"), "would pull every belief"),
         (("--labelled", "0.5", "--validation", "2"), "leave --validation out"),
         (("--ids.beta", "0.5", "--likelihood", "davidson"), "log-odds, which it is not for davidson"),
         (("--labelled", "0.5", "--likelihood", "annotators"), "--labelled takes a difference of rewards for log-odds"),
@@ -194,3 +198,29 @@ def test_settings_that_do_not_go_together(tmp_path, capsys, words, told):
     rows = ratings((1, 3, 5)) if "regression" in words else pairs(12)
     assert train(tmp_path / "run", rows, *words) == WRONG_INPUT
     assert told in capsys.readouterr().err
+
+
+def test_margins_that_nothing_reads_are_told_and_moving_labels_refuse_them(tmp_path, capsys):
+    rows = [{**row, "margin": 1.0} for row in pairs(12)]
+    assert train(tmp_path / "ids", rows, "--ids.beta", "0.5") == WRONG_INPUT
+    assert "12 comparisons have a margin" in capsys.readouterr().err
+    for name, told in (("thurstone", True), ("bradley_terry", False), ("token_bradley_terry", False)):
+        assert train(tmp_path / name, rows, "--likelihood", name) == OK
+        assert ("12 margins are not read: thurstone" in capsys.readouterr().out) is told
+
+
+def test_a_margin_moves_rewards_at_tokens_further_apart():
+    chosen, rejected = torch.tensor([[[1.0], [1.0]]]), torch.tensor([[[0.5], [0.5]]])
+    out = ModelOutput(token_outputs=torch.cat([chosen, rejected]))
+    batch = TokenBatch(ids=torch.zeros(2, 2, dtype=torch.long), mask=torch.ones(2, 2, dtype=torch.bool))
+    likelihood = LIKELIHOODS["token_bradley_terry"](centring_coef=0.0)
+    plain, told = (likelihood.loss(out, b)[0] for b in (batch, batch.fill(margin=torch.tensor([1.0]))))
+    assert plain.tolist() == pytest.approx([math.log(1 + math.exp(-1))])
+    assert told.tolist() == pytest.approx([math.log(2)])  # a difference of 1, all of it the margin's
+
+
+def test_figures_that_read_a_difference_as_log_odds_are_only_of_those_that_mean_it(tmp_path, capsys):
+    for name, means in (("bradley_terry", True), ("categorical", False), ("davidson", False)):
+        assert train(tmp_path / name, pairs(12), "--likelihood", name) == OK
+        said = capsys.readouterr().out
+        assert "held-out accuracy" in said and ("negative log-likelihood" in said) is means

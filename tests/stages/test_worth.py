@@ -139,6 +139,21 @@ def test_the_watched_prompts_are_played_as_the_others_are(sampler, files):
     assert max(seen) == 3  # the policy's turn, the environment's, the policy's
 
 
+def test_many_watched_prompts_are_answered_in_portions(sampler, monkeypatch):
+    """No more at once than fit a decoding step, and one generator for all."""
+    sizes, real = [], PolicySampler.draw
+
+    def draw(self, asked, *rest, **named):
+        sizes.append(len(asked))
+        return real(self, asked, *rest, **named)
+
+    monkeypatch.setattr(PolicySampler, "draw", draw)
+    monkeypatch.setattr("assay.stages.online.ANSWERS_AT_ONCE", 4)
+    seen = []
+    Watch(sampler, PROMPTS[:10], lambda asked, said: seen.extend(asked) or [1.0] * len(asked), seed=0).look()
+    assert sizes == [4, 4, 2] and [p.id for p in seen] == [p.id for p in PROMPTS[:10]]
+
+
 def test_a_batch_of_cut_answers_alone_leaves_the_baseline_as_it_is(files, tmp_path):
     """With `mask` nothing is read of it; the next batch learns as if it had not been there."""
     words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--cut_answers", "mask"]

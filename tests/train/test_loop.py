@@ -187,6 +187,14 @@ def test_the_critic_is_trained_alone_first(alone, tmp_path):
     assert taken == {"policy": 5 - alone, "value": 5}
 
 
+def test_the_policys_schedule_begins_when_it_does(tmp_path):
+    """Down from the peak over its own four steps of seven; the critic's, which is told while it is alone, over all."""
+    learners, seen = {"policy": learner(), "value": learner(heads=("value",))}, []
+    training(tmp_path, TwoLosses(), learners, num_steps=7, critic_alone=3).run(seen.append)
+    alone, together = [1, 6 / 7, 5 / 7], [1, 3 / 4, 2 / 4, 1 / 4]
+    assert [row["lr"] for row in seen] == pytest.approx([0.01 * share for share in (*alone, *together)])
+
+
 def test_the_critic_alone_learns_what_it_would_beside_a_policy(tmp_path):
     """Two models: what one learns is no matter of the other's."""
     first, second = ({"policy": learner(), "value": learner(heads=("value",))} for _ in range(2))

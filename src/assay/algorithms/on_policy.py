@@ -172,17 +172,20 @@ def on_tokens(values: RowFloat, batch: TokenBatch) -> TokenFloat:
 
 
 def watched(out: ModelOutput, batch: TokenBatch) -> tuple[RowFloat, Metrics]:
-    """How far the policy went from the reference, from the one that sampled and from its own first step; no loss."""
-    logprobs, mask = out.logprobs.detach(), batch.mask
-    moved = (logprobs - old_logprobs(out, batch)).exp()
+    """How far the policy went from the reference, from the one that sampled and from its own first step; no loss.
+
+    The KL is that of the policy before this batch's updates: its samples say of a later one only what they are told to.
+    """
+    old, mask = old_logprobs(out, batch), batch.mask
+    moved = (out.logprobs.detach() - old).exp()
     metrics = {
         "entropy": masked_mean(out.entropy.detach(), mask),
-        "sampler_gap": masked_mean((old_logprobs(out, batch) - batch.sampler_logprobs).abs(), mask),
+        "sampler_gap": masked_mean((old - batch.sampler_logprobs).abs(), mask),
         "ratio_spread": masked_mean((moved - 1).abs(), mask),
     }
     if "ref_logprobs" in batch:
         for name, estimate in (("kl", k1), ("kl_k3", k3)):
-            values = estimate(logprobs, batch.ref_logprobs)
+            values = estimate(old, batch.ref_logprobs)
             metrics |= {name: masked_sum(values, mask), f"{name}_per_token": masked_mean(values, mask)}
         metrics["ref_nll"] = masked_mean(-batch.ref_logprobs, mask)
     if "kl_coef" in batch:

@@ -1,5 +1,6 @@
 """A trained model as an ordinary Hugging Face folder that plain transformers loads."""
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -21,7 +22,8 @@ def export(model: Model, folder: Path, tokenizer: Any, *, learner: Learner | Non
     masters = learner.optimizer.masters() if learner is not None and learner.optimizer is not None else {}
     prefix = "network."
     masters = {name.removeprefix(prefix): weight for name, weight in masters.items() if name.startswith(prefix)}
-    network = merged(model, masters) if model.adapter is not None else model.network
+    with learner.computing() if learner is not None else contextlib.nullcontext():  # its adapter, not another's
+        network = merged(model, masters) if model.adapter is not None else model.network
     state = {name: value.detach() for name, value in network.state_dict().items()}
     if model.adapter is None:
         state |= masters

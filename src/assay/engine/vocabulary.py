@@ -151,9 +151,13 @@ class _OverVocabulary(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         saved: tuple[Tensor, Tensor, Tensor | None] = ctx.saved_tensors
-        hidden, weight, bias = (None if tensor is None else tensor.detach().requires_grad_() for tensor in saved)
+        needs = ctx.needs_input_grad[:3]
+        hidden, weight, bias = (
+            None if tensor is None else tensor.detach().requires_grad_(need)
+            for tensor, need in zip(saved, needs, strict=True)
+        )
         assert hidden is not None and weight is not None
-        wanted = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+        wanted = [tensor for tensor in (hidden, weight, bias) if tensor is not None and tensor.requires_grad]
         totals = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in wanted]
         size = chunk_size(weight.shape[0])
         for first in range(0, len(hidden), size):
@@ -165,8 +169,8 @@ class _OverVocabulary(torch.autograd.Function):
             for total, grad in zip(totals, found, strict=True):
                 if grad is not None:
                     total += grad
-        cast = [total.to(tensor.dtype) for total, tensor in zip(totals, wanted, strict=True)]
-        return (*cast, *[None] * (6 - len(cast)))
+        cast = iter([total.to(tensor.dtype) for total, tensor in zip(totals, wanted, strict=True)])
+        return (*(next(cast) if need else None for need in needs), None, None, None)
 
 
 def over_vocabulary(

@@ -28,7 +28,7 @@ from assay.feedback.formats import (
 )
 from assay.feedback.relabel import OF_LABEL
 from assay.feedback.turns import BadRow, Note, content, need, with_prompt
-from assay.records import Comparison, Ranking, Rating, Response
+from assay.records import Comparison, Prompt, Ranking, Rating, Response, stable_id
 from assay.settings import nearest
 
 R = TypeVar("R", Comparison, Rating)
@@ -49,7 +49,8 @@ def ranking(row: dict[str, Any], note: Note) -> Ranking:
     if any(map(blank, answers)):
         raise BadRow("empty answer", f"responses[{next(i for i, a in enumerate(answers) if blank(a))}] is empty")
     fields = {name: take_word(row, name) for name in ("id", "source", "annotator")}
-    meta = take_meta(row, (*JUDGED_COLUMNS, "responses", "ranks"))
+    fields["objective"] = take_word(row, "objective") or "overall"
+    meta = take_meta(row, (*JUDGED_COLUMNS, "objective", "responses", "ranks"))
     try:
         return Ranking(
             prompt=make_prompt(turns, row), responses=tuple(answers), ranks=_ranks(row, told), meta=meta, **fields
@@ -71,21 +72,24 @@ def rating(row: dict[str, Any], note: Note, objectives: Sequence[str] = ()) -> t
     """A row's ratings: one, or one under each objective that it has."""
     if (record := own_record(row)) is not None:
         return _under(wanted(record, Rating), objectives, note)
+    if objectives and row.get("objective") is not None:
+        return _under(rating(row, note)[0], objectives, note)
     answer = need(row, "response", "completion", "responses")
     turns, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (_answer(answer),), note)
     if blank(response):
         raise BadRow("empty answer", "the answer is empty")
     prompt = make_prompt(turns, row)
-    meta = take_meta(row, (*JUDGED_COLUMNS, "response", "completion", "scores", "ratings"))
+    meta = take_meta(row, (*JUDGED_COLUMNS, "objective", "response", "completion", "scores", "ratings"))
     word = {name: take_word(row, name) for name in ("source", "annotator")}
     if not objectives:
         value = _number(need(row, "rating", "score", "label"), "rating")
-        fields = {"id": take_word(row, "id"), **word, "meta": meta}
-        return (Rating(prompt=prompt, response=response, value=value, **fields),)
+        own = {**word, "id": take_word(row, "id"), "objective": take_word(row, "objective") or "overall"}
+        return (Rating(prompt=prompt, response=response, value=value, meta=meta, **own),)
     found = []
     for objective in objectives:
-        for annotator, told in _told(row, objective):
-            fields = {**word, **({"annotator": annotator} if annotator else {}), "meta": meta}
+        for place, (said_by, told) in enumerate(_told(row, objective)):
+            fields = {**word, "annotator": said_by or word["annotator"], "meta": meta}
+            fields["id"] = _id_of_vote(place, prompt, response, objective, fields["annotator"])
             value = _number(told, objective)
             found.append(Rating(prompt=prompt, response=response, value=value, objective=objective, **fields))
     if not found:
@@ -97,6 +101,8 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
     """A comparison for each objective, and each annotator, that judged the row's two responses."""
     if (record := own_record(row)) is not None:
         return _under(wanted(record, Comparison), objectives, note)
+    if row.get("objective") is not None and row.get("responses") is None:
+        return _under(comparison(row, note), objectives, note)
     told = row.get("responses")
     if told is None:
         told = [need(row, "chosen"), need(row, "rejected")]
@@ -112,14 +118,16 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
     meta = take_meta(row, (*PAIR_COLUMNS, *OF_LABEL, *READ, *(n for name in objectives for n in _columns(name))))
     found: list[Comparison] = []
     for objective in objectives:
-        for annotator, value in _told(row, objective):
+        for place, (said_by, value) in enumerate(_told(row, objective)):
             preference = _preference(value, objective)
+            annotator = said_by or take_word(row, _columns(objective)[2]) or take_word(row, "annotator")
             found.append(
                 Comparison(
                     prompt=prompt,
                     responses=pair,
                     preference=preference,
-                    annotator=annotator or take_word(row, _columns(objective)[2]),
+                    id=_id_of_vote(place, prompt, pair, objective, annotator),
+                    annotator=annotator,
                     source=source,
                     objective=objective,
                     meta=meta | ({"shown_first": "chosen" if preference >= 0.5 else "rejected"} if in_order else {}),
@@ -150,13 +158,13 @@ def _columns(objective: str) -> tuple[str, str, str]:
 
 
 def _told(row: dict[str, Any], objective: str) -> list[tuple[str, Any]]:
-    """(annotator, judgement) under an objective; annotator "" where the row as a whole judges."""
+    """(annotator, judgement) under an objective; annotator "" where nobody is named."""
     entries = row.get("annotations")
     if isinstance(entries, Sequence) and not isinstance(entries, str):
         found = [
-            (str(entry.get("annotator", index)), entry[objective])
-            for index, entry in enumerate(entries)
-            if isinstance(entry, Mapping) and entry.get(objective) is not None
+            (take_word(entry, "annotator"), entry[objective])
+            for entry in entries
+            if isinstance(entry, dict) and entry.get(objective) is not None
         ]
         if found:
             return found
@@ -168,6 +176,11 @@ def _told(row: dict[str, Any], objective: str) -> list[tuple[str, Any]]:
         if isinstance(inner, Mapping) and inner.get(objective) is not None:
             return [("", inner[objective])]
     return []
+
+
+def _id_of_vote(place: int, prompt: Prompt, judged: Any, objective: str, annotator: str) -> str:
+    """Tells votes apart that nobody signed; '' where the record's own id does."""
+    return "" if annotator or not place else stable_id(prompt.id, judged, objective, f"vote {place}")
 
 
 def _preference(value: Any, objective: str) -> float:

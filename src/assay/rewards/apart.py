@@ -16,10 +16,14 @@ START = 60.0  # seconds that the functions' imports may take
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FaultSettings(Settings):
-    """What is done about programmatic rewards that raise, hang or return something else than numbers."""
+    """What is done about rewards that cannot be had.
 
-    timeout: float = 0.0  # seconds for a batch; more than 0: they run in a process of their own, killed when they hang
-    retries: int = 0  # of a call that failed
+    Those of programs that raise, hang or return something else than numbers, and of a model that cannot read an answer
+    or has no finite opinion of it.
+    """
+
+    timeout: float = 0.0  # of programs, seconds a batch: above 0 they run in a process apart, killed when they hang
+    retries: int = 0  # of a program that failed
     then: Literal["stop", "mask"] = "stop"  # end the run, or do not learn from the prompts whose rewards failed
 
 

@@ -89,6 +89,8 @@ def _check_alike(
         "learned", {}
     ).keys():
         raise InputError(f"{both} read their outputs differently; average models of one likelihood")
+    if "annotators" in facts or "annotators" in theirs:
+        raise InputError(f"{both} tell people apart, each in an order of its own; average models that do not")
     started = facts.get("base_weights"), theirs.get("base_weights")
     if None not in started and started[0] != started[1]:
         raise InputError(f"{both} were trained from different weights, so their mean means nothing; use one --model")

@@ -88,8 +88,7 @@ class ImplicitReward(Reward):
         source = ImplicitSource.parse(name)
         policy, encoder = load_language_model(source.policy, dtype=dtype, token_budget=token_budget)
         reference, other = load_language_model(source.reference, dtype=dtype, token_budget=token_budget)
-        ours, theirs = encoder.fingerprint(), other.fingerprint()
-        if changed := [part for part in ("tokens", "vocabulary", "eos") if ours[part] != theirs[part]]:
+        if changed := encoder.other_ids(other):
             raise InputError(
                 f"{source.reference} is no reference of {source.policy}: the {', '.join(changed)} of their tokenizers "
                 f"differ, so the same ids mean different words"
@@ -113,7 +112,7 @@ class ImplicitReward(Reward):
 
         Source: Rafailov et al. 2024, arXiv:2404.12358, sec. 4.2 (a language model as a Q-function).
         """
-        encoded = [self.encode(conversation) for conversation in conversations]
+        encoded = self.encode_all(conversations)
         found: dict[int, Tensor] = {}
         for rows, batch in batches(encoded, self.encoder.tokenizer.pad_token_id):
             ours, theirs = (one.forward(batch, ("logprobs",)).logprobs for one in (self.policy, self.reference))

@@ -78,6 +78,10 @@ class Reward(ABC):
 
     def outputs(self, conversations: Iterable[Conversation]) -> Tensor:
         """[B, L] the numbers, which `readout` turns into rewards."""
+        return self.outputs_encoded(self.encode_all(conversations))
+
+    def encode_all(self, conversations: Iterable[Conversation]) -> list[Encoded]:
+        """Each conversation's ids; InputError for one that is longer than the model's context."""
         encoded = [self.encode(conversation) for conversation in conversations]
         for index, item in enumerate(encoded):
             if item.num_tokens > self.context:
@@ -85,7 +89,7 @@ class Reward(ABC):
                     f"conversation {index} has {item.num_tokens} tokens, the reward model's context {self.context}: "
                     f"leave it out or shorten it"
                 )
-        return self.outputs_encoded(encoded)
+        return encoded
 
     def score_encoded(self, encoded: Sequence[Encoded]) -> list[float]:
         """One reward per encoded conversation, in order."""
@@ -156,7 +160,7 @@ class RewardModel(Reward):
         """
         if self.pooling is None:
             return super().token_rewards(conversations)
-        encoded = [self.encode(conversation) for conversation in conversations]
+        encoded = self.encode_all(conversations)
         found: list[Tensor] = []
         for item, numbers in zip(encoded, self.token_numbers(encoded), strict=True):
             counted = self.pooling.counted([item], self.encoder, len(numbers))[0]

@@ -50,7 +50,8 @@ class Pooling(Settings):
         """[B, width] the tokens whose rewards count."""
         found = torch.zeros(len(encoded), width, dtype=torch.bool)
         for row, item in enumerate(encoded):
-            places: Sequence[int] = [i for i, written in enumerate(item.mask) if written]
+            first = 0 if item.trunk else 1  # as in training: a token that follows nothing does not count
+            places: Sequence[int] = [i for i, written in enumerate(item.mask) if written and i >= first]
             found[row, step_ends(item, encoder, self.separator) if self.separator else places] = True
         return found
 

@@ -115,5 +115,5 @@ def _swap(item: Item) -> Item:
 def _accuracy(model: RewardModel, tested: Sequence[Item]) -> dict[str, object]:
     if not tested:
         return {}
-    found = compared(score_pairs(model, pairs_of(tested)))["held-out accuracy"]
+    found = compared(score_pairs(model, pairs_of(tested)), means_odds=False)["held-out accuracy"]
     return {"accuracy": found.value, "interval": found.interval, "n": found.n}

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import expit
 
-from assay.audit.probes.calibration import expected_calibration_error, negative_log_likelihood
+from assay.audit.calibration import expected_calibration_error, negative_log_likelihood, random_order
 from assay.audit.statistics import Estimate, bootstrap_mean, cluster_bootstrap, proportion, roc_area, spearman
 from assay.audit.table import ScoredPairs
 from assay.records import Comparison, Ranking, Rating
@@ -36,7 +37,8 @@ def summarise(
         found, num = placed(reward, likelihood, items), len(items)
     else:
         scored = score_pairs(reward, pairs_of(items))
-        found, num = compared(scored), len(scored)
+        means_odds = likelihood.innermost.gives_log_odds or likelihood.data == "rankings" or bool(told)
+        found, num = compared(scored, means_odds=means_odds), len(scored)
         if told:
             found |= told_apart(reward, likelihood, items, told, scored)
     for name, figure in found.items():
@@ -79,20 +81,23 @@ def pairs_of(items: Sequence[Item]) -> list[tuple[Comparison, Sequence[Encoded]]
     return found
 
 
-def compared(scored: ScoredPairs) -> dict[str, Estimate]:
-    """Accuracy beside what length alone would reach; loss and calibration error; accuracy by objective."""
+def compared(scored: ScoredPairs, *, means_odds: bool) -> dict[str, Estimate]:
+    """Accuracy beside what length alone would reach; loss and calibration error; accuracy by objective.
+
+    Loss and calibration are of sigmoid(difference of rewards): left out where a difference is not meant as log-odds.
+    """
     clear = scored.select(scored.labelled)
     longer = (clear.length_difference > 0) + 0.5 * (clear.length_difference == 0)
     found = {
         "held-out accuracy": proportion(clear.correct, clear.prompt_id),
         "always the longer": proportion(longer, clear.prompt_id),
     }
-    difference, outcome = scored.reward_difference, scored.preference
-    found["negative log-likelihood"] = bootstrap_mean(negative_log_likelihood(difference, outcome), scored.prompt_id)
-    if len(scored) >= MIN_CALIBRATION:
-        probability = 1 / (1 + np.exp(-difference))
-        signs = np.random.default_rng(0).random(len(scored)) < 0.5  # chosen comes first: half of the pairs are turned
-        probability, outcome = np.where(signs, 1 - probability, probability), np.where(signs, 1 - outcome, outcome)
+    if means_odds:
+        losses = negative_log_likelihood(scored.reward_difference, scored.preference)
+        found["negative log-likelihood"] = bootstrap_mean(losses, scored.prompt_id)
+    if means_odds and len(scored) >= MIN_CALIBRATION:
+        difference, outcome = random_order(scored.reward_difference, scored.preference)
+        probability = expit(difference)
         found["expected calibration error"] = cluster_bootstrap(
             lambda weights: expected_calibration_error(probability, outcome, weights=weights), scored.prompt_id
         )

@@ -44,6 +44,8 @@ class Keeper:
         """After each step: keep the weights, or stop the run."""
         if not self.settings.any:
             return
+        if self.training.buffer.num_done > 1:  # further updates on one batch say nothing new of it
+            metrics = {name: value for name, value in metrics.items() if name == "oracle"}
         self.reason = self.stopping.see(metrics)
         self.training.stopped = bool(self.reason)
         if self.settings.oracle_drop:

@@ -62,8 +62,7 @@ def open_critic(config: PolicyConfig, reward: str, encoder: Encoder) -> Model | 
             raise InputError("--critic.start reward: that needs a single reward model, given with --reward")
         name = reward
     source = resolve_model(name)
-    ours, theirs = encoder.fingerprint(), Encoder(load_tokenizer(source)).fingerprint()
-    if changed := [part for part in ("tokens", "vocabulary", "eos") if ours[part] != theirs[part]]:
+    if changed := encoder.other_ids(Encoder(load_tokenizer(source))):
         raise InputError(
             f"--critic.start {name}: the {', '.join(changed)} of its tokenizer differ from the policy's, so the same "
             f"ids mean different words; start the critic from another model"

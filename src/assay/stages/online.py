@@ -19,7 +19,7 @@ from assay.rewards.instructed import Instructed
 from assay.settings import InputError
 from assay.stages.common import data_columns, distinct_pairs
 from assay.stages.rewarding import Dense, Rewards, Scored
-from assay.stages.sampling import Drawn, PolicySampler
+from assay.stages.sampling import ANSWERS_AT_ONCE, Drawn, PolicySampler
 from assay.stages.turns import Episodes
 from assay.train.batches import Shuffled
 
@@ -88,9 +88,7 @@ class Rollouts:
             return drawn, scored
         kept = [place for place, is_wrong in enumerate(wrong) if not is_wrong]
         if not kept:
-            raise InputError(
-                "the programmatic rewards of every prompt of a batch failed: there is nothing to learn from"
-            )
+            raise InputError("the rewards of every prompt of a batch could not be had: there is nothing to learn from")
         self.facts["prompts_without_rewards"] = float(len(wrong) - len(kept))
         return drawn.of_prompts(kept), scored.of_prompts(kept, drawn.num)
 
@@ -187,6 +185,7 @@ class Watch:
     def look(self) -> dict[str, float]:
         """The oracle's mean over one answer to each prompt; the same draws every time."""
         generator = torch.Generator().manual_seed(self.seed)
-        rollouts = self.source.draw(self.prompts, 1, generator).rollouts
+        portions = [self.prompts[i : i + ANSWERS_AT_ONCE] for i in range(0, len(self.prompts), ANSWERS_AT_ONCE)]
+        rollouts = [rollout for part in portions for rollout in self.source.draw(part, 1, generator).rollouts]
         rewards = self.oracle([r.prompt for r in rollouts], [r.response for r in rollouts])
         return {"oracle": statistics.fmean(rewards)}

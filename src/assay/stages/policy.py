@@ -40,7 +40,7 @@ from assay.stages.learners import load_model, make_learners, open_critic
 from assay.stages.online import Rollouts, Watch
 from assay.stages.policy_settings import check, identity
 from assay.stages.progress import bar, say
-from assay.stages.rewarding import Dense, Rewards, load_rules
+from assay.stages.rewarding import Dense, Rewards, load_rules, readable
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -78,10 +78,11 @@ def run(config: PolicyConfig) -> None:
     episodes: Episodes | None = None
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
-        prompts = rewards.fitting(prompts, config)
+        prompts = readable(rewards.model, prompts, config)
         if config.environment:
             episodes = Episodes.load(sampler, config.environment, config.max_turns)
         dense = open_dense(config, rewards, encoder)
+        prompts = readable(dense.model if dense else None, prompts, config)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
         batches = Joined(online, offline(config, encoder, model, streams)[0])
         per_epoch = len(prompts)
@@ -150,10 +151,11 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
         identity["model"] = hash_of_rewards(named, config)
         check_gate(place, named, identity["model"], ignore=config.ignore_gate)
         model = load_rewards(named, config)
-        if config.stop.uncertainty and model.readout.kind in ("single", "attributes"):
-            raise InputError(f"--stop.uncertainty: {named} has one opinion; give an ensemble, or leave the limit out")
         if isinstance(model, Instructed):
             identity["principles"] = plain(model.sampler)
+    if config.stop.uncertainty and (model is None or model.readout.kind in ("single", "attributes")):
+        had = f"{named} has one opinion" if named else "there is no reward model"
+        raise InputError(f"--stop.uncertainty: {had}; give an ensemble, or leave the limit out")
     if config.environment:
         identity["environment"] = hash_of_code(config.environment)
     if config.dense.model:

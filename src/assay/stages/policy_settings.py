@@ -5,6 +5,7 @@ from typing import Any
 
 from assay.config import PolicyConfig
 from assay.config_files import plain
+from assay.engine.catalog import hash_of_folder, resolve_model
 from assay.settings import InputError
 from assay.stages.learners import check_critic
 from assay.train.buffer import passes
@@ -33,6 +34,7 @@ def check(config: PolicyConfig) -> None:
         check_tokens_paid(config)
     else:
         check_offline(config)
+    check_passed_over(config)
     check_critic(config)
     check_kl(config)
     check_watch(config)
@@ -104,6 +106,21 @@ def check_offline(config: PolicyConfig) -> None:
         raise InputError(f"--cut_answers: {algorithm.name} samples no answers that could be cut; leave it out")
 
 
+def check_passed_over(config: PolicyConfig) -> None:
+    """Settings that nothing reads beside the others that were given."""
+    algorithm = config.algorithm
+    if config.max_tokens and algorithm.data == "rollouts" and all(t.stream == "main" for t in algorithm.losses()):
+        raise InputError("--max_tokens bounds what is read, and answers are sampled here: set --sampling.max_tokens")
+    alone = {
+        ("criterion", "judge"): (config.criterion, config.judge),
+        ("dense.model", "dense.kind"): (config.dense.model, config.dense.kind),
+        ("reference.share", "reference.every"): (config.reference.share != 1, config.reference.every),
+    }
+    for (flag, other), (given, there) in alone.items():
+        if given and not there:
+            raise InputError(f"--{flag} does nothing without --{other}: give that too, or leave it out")
+
+
 def check_kl(config: PolicyConfig) -> None:
     """A KL that is asked for and that the method would not charge, and a reference that it does not have."""
     algorithm = config.algorithm
@@ -142,4 +159,6 @@ def identity(config: PolicyConfig) -> dict[str, Any]:
     for data in (told["data"], *told["streams"].values()):
         data.pop("path")
     told["dense"].pop("model")
+    if (start := config.critic.start) not in ("", "reward"):
+        told["critic"]["start"] = hash_of_folder(resolve_model(start).path)
     return {name: value for name, value in told.items() if name not in ELSEWHERE}

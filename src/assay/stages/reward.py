@@ -14,7 +14,7 @@ from assay.engine.optimizer import FlatAdamW
 from assay.feedback.graph import describe_gaps
 from assay.feedback.split import split_by_prompt
 from assay.feedback.write import write_records
-from assay.records import Rating, SpanLabels
+from assay.records import Judged, Rating, SpanLabels
 from assay.report.run import RunDirectory
 from assay.rewards.adapters import AdapterEnsemble
 from assay.rewards.contract import Trained, verify
@@ -41,6 +41,7 @@ def run(config: RewardConfig) -> Trained:
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     usable = read_usable(config, source, encoder)
+    check_margins(config, [judgement for judgement, _ in usable])
     train, held_out = split_by_prompt([j for j, _ in usable], held_out=config.held_out, seed=config.seed)
     known = config.likelihood.knowing(train)
     train, validation = split_by_prompt(train, held_out=config.validation, seed=config.seed + 1, called="validation")
@@ -77,6 +78,18 @@ def read_usable(config: RewardConfig, source: ModelSource, encoder: Encoder) -> 
     judgements = read_judgements(config.likelihood, config.data)
     limit = min(room, config.max_tokens or room)
     return encode(judgements, lambda two: encoder.conversation(*two), limit, config.data)
+
+
+def check_margins(config: RewardConfig, judgements: Sequence[Judged]) -> None:
+    """InputError where labels would move to beliefs without the margins that they were judged with."""
+    num = sum(bool(judgement.meta.get("margin")) for judgement in judgements)
+    if num and config.ids.beta:
+        raise InputError(
+            f"{config.data.path}: {num} comparisons have a margin, which the belief that --ids.beta moves their labels "
+            f"to does not know; leave out the column or --ids.beta"
+        )
+    if num and not config.likelihood.reads_margins:
+        say(f"{num} margins are not read: {config.likelihood.name} has no place for them")
 
 
 def check_heads(num: int, items: Sequence[Item]) -> None:
@@ -178,6 +191,11 @@ def check_settings(config: RewardConfig) -> None:
         raise InputError(
             f"--{by_belief} takes a difference of rewards for log-odds, which it is not for {config.likelihood.name}: "
             f"use --likelihood bradley_terry"
+        )
+    if config.ids.beta and getattr(config.likelihood, "label_smoothing", 0):
+        raise InputError(
+            "--ids.beta with --likelihood.label_smoothing: smoothed labels would pull every belief, and with it the "
+            "labels, to a half; leave one of them out"
         )
     if by_belief and len(config.data.objectives) > 1:
         raise InputError(f"--{by_belief} with several --data.objectives: train a model for each objective")

@@ -1,8 +1,8 @@
 """What answers are worth: a learned reward and programmatic ones, their faults handled; and what tokens are paid."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,7 @@ from assay.stages.sampling import fitting
 from assay.tokens.chat import Encoder
 
 TEMPLATE_TOKENS = 16  # room for what a template adds around an answer
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,62 +92,70 @@ class Rewards:
         self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
         self.faults = faults or FaultSettings()
 
-    def fitting(self, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[Prompt, ...]:
-        """The prompts whose longest answers the reward model can read; others are an error, or dropped and counted."""
-        if self.model is None:
-            return tuple(prompts)
-        room = self.model.room - config.sampling.max_tokens - TEMPLATE_TOKENS
-        return fitting(prompts, self.model.encoder, room, config.data, "data")
-
     def __call__(self, rollouts: Sequence[Rollout], num: int) -> Scored:
         """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting.
 
-        InputError, naming the prompt, where a model's opinion is no finite number.
+        InputError, naming the prompt, where an opinion cannot be had or is no finite number.
         """
         parts: dict[str, list[float]] = {}
-        totals = [0.0] * len(rollouts)
-        if isinstance(self.model, Instructed):
-            self.model.anew()
+        totals, failed = [0.0] * len(rollouts), [False] * len(rollouts)
         if self.model is not None:
-            outputs = self.model.outputs([(rollout.prompt, rollout.response) for rollout in rollouts])
-            parts["model"] = self.model.readout.reward(outputs).tolist()
-            if (unsure := self.model.readout.uncertainty(outputs)) is not None:
-                parts["model_uncertainty"] = unsure.tolist()
+            opinions, failed = self._by_prompt(self._by_model, rollouts, num, lambda _: (0.0, 0.0))
+            parts["model"] = [reward for reward, _ in opinions]
+            if self.model.readout.kind not in ("single", "attributes"):
+                parts["model_uncertainty"] = [unsure for _, unsure in opinions]
             totals = [self.weight * reward for reward in parts["model"]]
         if self.judge is not None:
             parts["judge"] = judged(self.judge, rollouts)
+            all_finite(parts["judge"], [rollout.prompt.id for rollout in rollouts], "rewards/judge")
             totals = [total + opinion for total, opinion in zip(totals, parts["judge"], strict=True)]
-        for name, opinions in parts.items():  # what rules say is checked where they are called
-            all_finite(opinions, [rollout.prompt.id for rollout in rollouts], f"rewards/{name}")
-        failed = [False] * len(rollouts)
         if self.rules is not None:
-            filled, failed = self._by_rules(rollouts, num)
+            filled, wrong = self._by_prompt(self._filled, rollouts, num, lambda rollout: replace(rollout, reward=0.0))
+            failed = [one or other for one, other in zip(failed, wrong, strict=True)]
             totals = [total + rollout.reward for total, rollout in zip(totals, filled, strict=True)]
             for _, rule in self.rules.parts:
                 parts[rule.name] = [rollout.reward_parts.get(rule.name, 0.0) for rollout in filled]
         return Scored(totals, parts, failed)
 
-    def _by_rules(self, rollouts: Sequence[Rollout], num: int) -> tuple[list[Rollout], list[bool]]:
-        """The rollouts with their rewards, and which of them belong to a prompt whose rewards could not be had.
+    def _by_prompt(
+        self,
+        score: Callable[[Sequence[Rollout]], Sequence[T]],
+        rollouts: Sequence[Rollout],
+        num: int,
+        instead: Callable[[Rollout], T],
+    ) -> tuple[list[T], list[bool]]:
+        """What `score` says of the rollouts, and which of them belong to a prompt of which it could not say it.
 
         A failed batch is asked again prompt by prompt, so that one prompt's fault costs no other prompt.
         """
         try:
-            return list(self._filled(rollouts)), [False] * len(rollouts)
-        except InputError:
+            return list(score(rollouts)), [False] * len(rollouts)
+        except InputError as error:
             if self.faults.then == "stop":
-                raise
-        found: list[Rollout] = []
+                raise InputError(f"{error} (or go on without such prompts: --faults.then mask)") from error
+        found: list[T] = []
         failed: list[bool] = []
         for first in range(0, len(rollouts), num):
             group = rollouts[first : first + num]
             try:
-                found += self._filled(group)
+                found += score(group)
                 failed += [False] * len(group)
             except InputError:
-                found += [replace(rollout, reward=0.0) for rollout in group]
+                found += map(instead, group)
                 failed += [True] * len(group)
         return found, failed
+
+    def _by_model(self, rollouts: Sequence[Rollout]) -> list[tuple[float, float]]:
+        """The model's reward of each answer and, where it knows one, its standard deviation."""
+        assert self.model is not None
+        if isinstance(self.model, Instructed):
+            self.model.anew()
+        outputs = self.model.outputs([(rollout.prompt, rollout.response) for rollout in rollouts])
+        rewards, unsure = self.model.readout.reward(outputs), self.model.readout.uncertainty(outputs)
+        both = [rewards.tolist(), [0.0] * len(rollouts) if unsure is None else unsure.tolist()]
+        for name, opinions in zip(("model", "model_uncertainty"), both, strict=True):
+            all_finite(opinions, [rollout.prompt.id for rollout in rollouts], f"rewards/{name}")
+        return list(zip(*both, strict=True))
 
     def _filled(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
         assert self.rules is not None
@@ -157,6 +166,15 @@ class Rewards:
                 if attempt == self.faults.retries:
                     raise
         raise AssertionError("unreachable")
+
+
+def readable(model: Reward | None, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[Prompt, ...]:
+    """The prompts whose longest answers the model can read; others are an error, or dropped and counted."""
+    if model is None:
+        return tuple(prompts)
+    turns = config.max_turns if config.environment else 1
+    room = model.room - turns * (config.sampling.max_tokens + TEMPLATE_TOKENS)
+    return fitting(prompts, model.encoder, room, config.data, "data")
 
 
 def judged(judge: Judge, rollouts: Sequence[Rollout]) -> list[float]:

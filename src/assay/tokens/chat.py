@@ -136,6 +136,11 @@ class Encoder:
             "pad": self.tokenizer.pad_token_id,
         }
 
+    def other_ids(self, other: "Encoder") -> list[str]:
+        """The parts of the fingerprint by which ids mean other words to another tokenizer; empty where they do not."""
+        ours, theirs = self.fingerprint(), other.fingerprint()
+        return [part for part in ("tokens", "vocabulary", "words", "eos") if ours[part] != theirs[part]]
+
     def _encode(self, prompt: Prompt, response: Response) -> Encoded:
         if not prompt.messages or prompt.is_text:
             return self._encode_text(prompt, response)

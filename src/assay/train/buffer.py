@@ -45,6 +45,11 @@ class Buffer:
         """Whether it is time to sample again."""
         return not self.order
 
+    @property
+    def num_done(self) -> int:
+        """How many parts of the newest batch were handed out."""
+        return self.num_drawn - len(self.order)
+
     def fill(self, streams: Streams) -> None:
         """With what was just prepared."""
         new = streams["main"]
@@ -62,7 +67,7 @@ class Buffer:
     def next(self) -> Streams:
         """The next part of every stream."""
         assert self.main is not None
-        done = self.num_drawn - len(self.order)
+        done = self.num_done
         groups = self.order.pop(0)
         found = {name: _part(batch, done, self.num_drawn) for name, batch in self.streams.items()}
         whole = groups == list(range(_num_groups(self.main)))

@@ -118,13 +118,6 @@ class Training:
 
     def one_step(self) -> dict[str, float]:
         """Batch, prepare, gradient, update."""
-        lr = learning_rate(
-            self.step,
-            self.num_steps,
-            peak=self.optimiser.lr,
-            warmup=self.optimiser.warmup,
-            schedule=self.optimiser.schedule,
-        )
         facts: dict[str, float] = {}
         if self.buffer.empty:
             streams = self.batches.next()
@@ -136,25 +129,34 @@ class Training:
         if self.step < self.critic_alone:
             terms = tuple(term for term in terms if term.learner == "value")
         try:
-            metrics = self._update(streams, terms, lr)
+            metrics = self._update(streams, terms)
         except FloatingPointError as error:
             path = self._keep_batch(streams)
             raise FloatingPointError(f"step {self.step + 1}: {error}; what it was trained on is in {path}") from error
         for _, learner in self._kept():
             if isinstance(learner, Lagging):
                 learner.follow(self.step + 1)
-        return {**metrics, **facts, "lr": lr}
+        return {**metrics, **facts}
 
-    def _update(self, streams: Streams, terms: Sequence[Term], lr: float) -> dict[str, float]:
-        """Gradients of all terms, then a step of every learner that has some; the losses' metrics."""
+    def _update(self, streams: Streams, terms: Sequence[Term]) -> dict[str, float]:
+        """Gradients of all terms, then a step of every learner that has some; the losses' metrics and the rate."""
         metrics: dict[str, float] = {}
         moving = dict.fromkeys(self.learners[term.learner] for term in terms)
         for learner in moving:
             mine = [term for term in terms if self.learners[term.learner] is learner]
             found = learner.forward_backward(streams, mine)
             metrics = {**metrics, **found, "loss": metrics.get("loss", 0.0) + found.get("loss", 0.0)}
-        norms = [learner.step(lr=lr, max_norm=self.optimiser.max_norm) for learner in moving]
-        return {**metrics, "grad_norm": max(norms)}
+        rates = [self._rate(learner) for learner in moving]
+        steps = zip(moving, rates, strict=True)
+        norms = [learner.step(lr=lr, max_norm=self.optimiser.max_norm) for learner, lr in steps]
+        return {**metrics, "grad_norm": max(norms), "lr": rates[0]}
+
+    def _rate(self, learner: Learner) -> float:
+        """The learning rate of this step; the schedule of who waits for the critic begins when it does."""
+        waited = 0 if learner is self.learners.get("value") else self.critic_alone
+        told = self.optimiser
+        left = self.num_steps - waited
+        return learning_rate(self.step - waited, left, peak=told.lr, warmup=told.warmup, schedule=told.schedule)
 
     def _keep_batch(self, streams: Streams) -> Path:
         """A file of what was trained on when a number was not finite: `stream.column` -> tensor."""

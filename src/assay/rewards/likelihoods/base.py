@@ -32,6 +32,7 @@ class Likelihood(Settings, ABC):
     reads: ClassVar[tuple[str, ...]] = ("rewards",)
     reference: ClassVar[bool] = False
     gives_log_odds: ClassVar[bool] = False  # whether a difference of rewards is the log-odds of a preference, anybody's
+    reads_margins: ClassVar[bool] = False
     learns_between: ClassVar[bool] = False  # whether `between_epochs` has anything to do
     streams: ClassVar[Mapping[str, Any]] = {}
 

@@ -44,6 +44,7 @@ class BradleyTerry(Compared):
 
     name: Literal["bradley_terry"] = "bradley_terry"
     gives_log_odds: ClassVar[bool] = True
+    reads_margins: ClassVar[bool] = True
     label_smoothing: float = 0.0  # the rate at which labels are assumed to be flipped
 
     def __post_init__(self) -> None:

@@ -167,6 +167,7 @@ class TokenBradleyTerry(Likelihood):
     name: Literal["token_bradley_terry"] = "token_bradley_terry"
     centring_coef: float = 0.01
     gives_log_odds: ClassVar[bool] = True
+    reads_margins: ClassVar[bool] = True
     reads: ClassVar[tuple[str, ...]] = ("token_outputs",)
 
     @property
@@ -178,7 +179,8 @@ class TokenBradleyTerry(Likelihood):
         """As Bradley-Terry, on sums over the tokens that the assistant wrote."""
         rewards: Tensor = masked_sum(out.token_outputs[..., 0], batch.mask)
         chosen, rejected = rewards[0::2], rewards[1::2]
-        nll = preference.bradley_terry(chosen, rejected, preference=preferences(batch, chosen))
+        margin = batch.margin if "margin" in batch else None
+        nll = preference.bradley_terry(chosen, rejected, preference=preferences(batch, chosen), margin=margin)
         metrics = {"nll": nll, **judged(chosen, rejected)}
         return nll + self.centring_coef * preference.centring(chosen, rejected), metrics
 

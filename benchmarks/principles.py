@@ -1,6 +1,6 @@
 """A reward model that is told principles, on human prompts: judge, reward model, and a side effect taken back.
 
-Three cells after each other on SmolLM2-135M, each up to a quarter of an hour on 2 cores, kept in
+Four cells after each other on SmolLM2-135M, each up to a quarter of an hour on 2 cores, kept in
 benchmarks/results/principles.jsonl: "judge", how far the model agrees with itself as a judge under each principle;
 "reward", a reward model trained on principles whose labels are programs (pairs of HH, answers of at most 48 tokens),
 its accuracy on other prompts and how often a negated principle turns its order; "policy", 100 steps of RLOO against it
@@ -82,6 +82,8 @@ def parse() -> argparse.Namespace:
     options.add_argument("--run", type=Path, default=HERE.parent / "runs" / "principles")
     options.add_argument("--results", type=Path, default=HERE / "results" / "principles.jsonl")
     options.add_argument("--seed", type=int, default=0)
+    options.add_argument("--lr", type=float, default=2e-5, help="of the reward model")
+    options.add_argument("--epochs", type=int, default=1, help="of the reward model")
     return options.parse_args()
 
 
@@ -98,15 +100,17 @@ def judge_cell(pairs: Sequence[Comparison]) -> dict[str, Any]:
     return {f.probe: {"value": f.value, "interval": f.interval, "n": f.n} for f in found}
 
 
-def reward_cell(train: Sequence[Comparison], test: Sequence[Comparison], run: Path, seed: int) -> dict[str, Any]:
+def reward_cell(
+    train: Sequence[Comparison], test: Sequence[Comparison], run: Path, cell: Mapping[str, Any]
+) -> dict[str, Any]:
     """Train on labels under drawn principles; test on clean labels of other prompts, and by turning each principle."""
-    aggregation = Aggregation(passes=2)
+    aggregation, seed = Aggregation(passes=2), cell["seed"]
     drawn = build_preferences(train, measured(train), PRINCIPLES, aggregation, rng=random.Random(seed))
     shutil.rmtree(run, ignore_errors=True)
     run.mkdir(parents=True)
     write_records(run / "feedback.jsonl", drawn)
     told = ["--run", run, "--model", MODEL, "--data.path", run / "feedback.jsonl", "--held_out", 0, "--seed", seed]
-    run_assay("reward", *told, *SETTINGS)
+    run_assay("reward", *told, *SETTINGS, "--optimiser.lr", cell["lr"], "--epochs", cell["epochs"])
     reward = RewardModel.from_pretrained(str(run / "reward"))
     clean = build_preferences(test, measured(test), PRINCIPLES, Aggregation(passes=1, flip=0), rng=random.Random(seed))
     odds = scores(reward, [(c, c.chosen, c.rejected) for c in clean])
@@ -174,19 +178,20 @@ def main() -> None:
     for name, pairs in (("train", train), ("test", test)):
         files[name] = args.run / f"{name}_prompts.jsonl"
         write_records(files[name], [c.prompt for c in pairs])
-    reward = args.run / "reward_cell"
+    reward = args.run / f"reward_{args.lr:g}_{args.epochs}"
 
     def compute(cell: Mapping[str, Any]) -> dict[str, Any]:
         if cell["part"] == "judge":
             return judge_cell(test)
         if cell["part"] == "reward":
-            return reward_cell(train, test, reward, args.seed)
+            return reward_cell(train, test, reward, cell)
         if not (reward / "reward").exists():
             raise SystemExit(f"{reward} is gone: remove the line of part 'reward' from {args.results} and run again")
         return policy_cell(reward / "reward", files, args.run / "policy_cell", cell["told"], args.seed)
 
-    parts: list[dict[str, Any]] = [{"part": "judge"}, {"part": "reward"}]
-    parts += [{"part": "policy", "told": told} for told in (["asks"], ["asks", "not:concise"])]
+    fit = {"lr": args.lr, "epochs": args.epochs}
+    parts: list[dict[str, Any]] = [{"part": "judge"}, {"part": "reward", **fit}]
+    parts += [{"part": "policy", "told": told, **fit} for told in (["asks"], ["asks", "not:concise"])]
     table(fill([{**part, "seed": args.seed} for part in parts], compute, args.results))
 
 

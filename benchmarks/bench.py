@@ -72,6 +72,8 @@ def sides(task: str, args: argparse.Namespace, model: str, groups: Path) -> dict
         length = ["--max-length", 2048 if long else 1024]
         command = [args.peer_python, HERE / "peer" / f"{kind}.py", *common, *told, *length, "--weights", weights]
         found[name] = [*command, "--reference", "step"] if kind == "dpo" else command
+        if kind == "dpo" and weights == "autocast":
+            found[f"{name}, head on answers"] = [*found[name], "--positions", "answers"]
     return found
 
 
@@ -109,7 +111,7 @@ def show(task: str, records: dict[str, list[dict[str, Any]]], peak: float) -> No
         speeds = [speed(record) for record in found]
         ratios = sorted(a / b for a, b in zip(ours, speeds, strict=True))
         memory = max(record["peak_memory_gb"] for record in found)
-        line = f"  {name:<20} {statistics.median(speeds):7.3f} pairs/s   {memory:5.2f} GB"
+        line = f"  {name:<34} {statistics.median(speeds):7.3f} pairs/s   {memory:5.2f} GB"
         if name == "assay":
             share = statistics.median(record["gflops"] for record in found) / peak
             line += f"   {share:.0%} of the bf16 peak ({peak:.0f} GFLOP/s)"

@@ -2,7 +2,7 @@
 
 Both sides run in turn, in processes of their own; medians of the repeats and their ratios are printed and kept under
 benchmarks/results/. The answers that are trained on are sampled once, by the project's side, and read by both. Run with
-`--screen` first: it finds the peer's fastest settings on this machine; without, usual ones are taken, and said so.
+`--screen` first: it finds the peer's fastest settings on this machine. Nothing else may run beside it.
 """
 
 import argparse
@@ -30,12 +30,22 @@ WORKLOADS: dict[str, dict[str, int]] = {
     "small": {"prompts": 2, "answers": 4},  # to compare losses
 }
 LONGEST = 1500  # tokens of a long prompt
-USUAL: dict[str, dict[str, Any]] = {
-    "grpo": {"batch": 1, "attention": "eager", "malloc": "default"},
-    "ppo": {"batch": 1, "attention": "eager", "malloc": "default", "forward_batch": 0},
-    "sampling": {"batch": 8, "attention": "sdpa", "malloc": "default", "cache": "dynamic"},
+BATCHES = (1, 2, 4, 8, 16, 32)
+SLOWER = 0.9  # of the best speed: a batch below it ends the search among larger ones
+SCREEN_STEPS = 2  # the first is not counted
+USUAL: dict[str, dict[str, Any]] = {  # where a screen begins
+    "grpo": {"batch": 1, "attention": "eager", "malloc": "keep", "positions": "answers"},
+    "ppo": {"batch": 1, "attention": "eager", "malloc": "keep", "forward_batch": 0},
+    "sampling": {"batch": 8, "attention": "sdpa", "malloc": "keep", "cache": "dynamic"},
 }
+OTHERS: dict[str, dict[str, Any]] = {  # tried last, beside the fastest
+    "grpo": {"malloc": "default"},
+    "ppo": {"forward_batch": 8, "malloc": "default"},
+    "sampling": {"cache": "static", "malloc": "default"},
+}
+SCREENED_AS = {"single": "short"}  # as many answers of the same length
 ROWS = {"autocast": "TRL, fp32 weights", "bf16": "TRL, bf16 weights"}
+TRIES = 3  # of a turn in which others took the machine
 
 
 def parse() -> argparse.Namespace:
@@ -57,13 +67,15 @@ def parse() -> argparse.Namespace:
     options.add_argument("--losses", action="store_true", help="compare losses and gradients in fp32, not speed")
     options.add_argument("--screen", action="store_true", help="find the peer's fastest settings")
     options.add_argument("--screened", type=Path, default=HERE / "results" / "screen_online.jsonl")
-    options.add_argument("--batch", nargs="+", type=int, default=[1, 2, 4, 8, 16, 32], help="to screen")
-    options.add_argument(
-        "--attention", nargs="+", choices=("eager", "sdpa"), default=["eager", "sdpa"], help="to screen"
-    )
     options.add_argument("--weights", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="to screen and compare")
-    options.add_argument("--timeout", type=int, default=900, help="seconds of a screened cell")
-    options.add_argument("--max-other-cores", type=float, default=0.15, help="a cell above it is screened again")
+    options.add_argument("--timeout", type=int, default=2400, help="seconds of a screened cell")
+    options.add_argument("--retry", action="store_true", help="screen again what failed")
+    options.add_argument(
+        "--unscreened", action="store_true", help="compare with usual settings where none were screened"
+    )
+    options.add_argument(
+        "--max-other-cores", type=float, default=0.15, help="what is measured beside more is not counted"
+    )
     return options.parse_args()
 
 
@@ -73,10 +85,12 @@ def chat_file(workload: str, args: argparse.Namespace, model: str) -> Path:
         return args.data
     path = args.results.parent / f".long_prompts_{args.steps}.jsonl"
     if not path.exists():
-        told = ["--source", args.groups, "--model", model, "--out", path, "--tokens", LONGEST]
+        part = path.with_suffix(".part")
+        told = ["--source", args.groups, "--model", model, "--out", part, "--tokens", LONGEST]
         num = WORKLOADS["long"]["prompts"] * args.steps
         words = [sys.executable, HERE / "long_groups.py", *told, "--num-groups", num]
         subprocess.run([str(word) for word in words], check=True, stdout=sys.stderr)
+        part.rename(path)
     return path
 
 
@@ -95,7 +109,7 @@ def training(
         return []
     sizes = "x".join(str(size) for size in (*WORKLOADS[workload].values(), args.tokens, args.steps))
     data = chat_file(workload, args, model).stem
-    path = args.results.parent / f".rollouts_{workload}_{data}_{sizes}_{dtype}.jsonl"
+    path = args.results.parent / f".rollouts_{Path(model).name}_{workload}_{data}_{sizes}_{dtype}.jsonl"
     if not path.exists():
         own = [sys.executable, HERE / "own_online.py", "--task", "sampling", "--dtype", dtype, *words, "--out", path]
         last_line(own)
@@ -115,77 +129,118 @@ def weights_of(task: str, args: argparse.Namespace) -> list[str]:
 
 
 def fastest(task: str, workload: str, weights: str, args: argparse.Namespace) -> dict[str, Any] | None:
-    """The peer's settings of the highest median speed that were screened in quiet; None without a screen."""
-    speeds: dict[tuple[Any, ...], list[float]] = {}
+    """The peer's settings of the highest speed that were screened in quiet; None without a screen."""
+    found = {}
     for line in read_results(args.screened):
         cell = line["cell"]
-        same = (cell["task"], cell["workload"], cell["weights"]) == (task, workload, weights)
-        if same and quiet(line, args.max_other_cores):
-            speeds.setdefault(tuple(cell[name] for name in USUAL[task]), []).append(line["answer"]["tokens_per_second"])
-    if not speeds:
-        return None
-    best = max(speeds, key=lambda key: statistics.median(speeds[key]))
-    return dict(zip(USUAL[task], best, strict=True))
+        asked = cell_of(task, workload, weights, {name: cell.get(name) for name in USUAL[task]}, args)
+        if cell == asked and quiet(line, args.max_other_cores):
+            found[line["answer"]["tokens_per_second"]] = {name: cell[name] for name in USUAL[task]}
+    return found[max(found)] if found else None
+
+
+def cell_of(
+    task: str, workload: str, weights: str, settings: dict[str, Any], args: argparse.Namespace
+) -> dict[str, Any]:
+    """What is screened, by everything that its speed hangs on."""
+    cell = {"task": task, "workload": workload, "weights": weights, **settings}
+    return {**cell, "steps": SCREEN_STEPS, "tokens": args.tokens, "kl_coef": args.kl_coef, "data": args.data.name}
 
 
 def screen(task: str, workload: str, args: argparse.Namespace, model: str) -> None:
-    """Batches, attention and weights; then, beside the fastest of these, what else there is to set."""
+    """One setting after the other, each at the best of those before: attention, batch, attention again, the others.
+
+    Batches grow until one is clearly slower than the best.
+    """
+    args.steps = SCREEN_STEPS
     words = common(workload, args, model)
     words += [*training(task, workload, args, model, words), "--clock=warm"]
-    rows = WORKLOADS[workload]["prompts"] * WORKLOADS[workload]["answers"]
-    batches = [batch for batch in args.batch if rows % batch == 0]
+    num = WORKLOADS[workload]["prompts"] * WORKLOADS[workload]["answers"]
 
-    def fill(settings: dict[str, Any], weights: str) -> None:
-        cell = {"task": task, "workload": workload, "weights": weights, **settings}
-        cell |= {"steps": args.steps, "tokens": args.tokens}
-        done = [line for line in read_results(args.screened) if line["cell"] == cell]
-        if any("failed" in line or quiet(line, args.max_other_cores) for line in done):
-            return
+    def speed(settings: dict[str, Any], weights: str) -> float:
+        """Tokens a second; 0 for what fails."""
+        cell = cell_of(task, workload, weights, settings, args)
+        for line in read_results(args.screened):
+            if line["cell"] == cell and (quiet(line, args.max_other_cores) or ("failed" in line and not args.retry)):
+                return line["answer"]["tokens_per_second"] if "answer" in line else 0.0
         command = [*peer(task, args, {**settings, "weights": weights}), *words]
-        line = run(cell, [str(word) for word in command], args.timeout)
-        with args.screened.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        said = line["failed"] if "failed" in line else f"{line['answer']['tokens_per_second']:.1f} tokens/s"
-        noisy = "" if "failed" in line or quiet(line, args.max_other_cores) else ", not in quiet: run again"
-        print(f"{cell}: {said}{noisy}", file=sys.stderr, flush=True)
+        for _ in range(TRIES):
+            line = run(cell, [str(word) for word in command], args.timeout)
+            with args.screened.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            found = line["answer"]["tokens_per_second"] if "answer" in line else 0.0
+            print(f"{cell}: {line.get('failed', f'{found:.1f} tokens/s')}", file=sys.stderr, flush=True)
+            if "failed" in line or quiet(line, args.max_other_cores):
+                return found
+        raise SystemExit(f"{cell}: others took the machine {TRIES} times; run again when it is quiet")
 
-    kinds = weights_of(task, args)
-    for weights, batch, attention in itertools.product(kinds, batches, args.attention):
-        fill({**USUAL[task], "batch": batch, "attention": attention}, weights)
-    more: list[dict[str, Any]] = [{"malloc": "keep"}]
-    more += [{"forward_batch": 8}] if task == "ppo" else [{"cache": "static"}] if task == "sampling" else []
-    for weights, setting in itertools.product(kinds, more):
-        if best := fastest(task, workload, weights, args):
-            fill({**best, **setting}, weights)
-    for weights in kinds:
-        row = {"task": task, "workload": workload, "weights": weights, **(fastest(task, workload, weights, args) or {})}
-        print(json.dumps(row))
+    for weights in weights_of(task, args):
+        best = dict(USUAL[task])
+        best["attention"] = max(("eager", "sdpa"), key=lambda name: speed({**best, "attention": name}, weights))
+        at = {"top": 0.0}
+        for batch in (batch for batch in BATCHES if num % batch == 0):
+            found = speed({**best, "batch": batch}, weights)
+            if found < SLOWER * at["top"]:
+                break
+            at = {"top": found, "batch": batch} if found > at["top"] else at
+        best["batch"] = at.get("batch", best["batch"])
+        for name, value in {"attention": "sdpa" if best["attention"] == "eager" else "eager", **OTHERS[task]}.items():
+            if speed({**best, name: value}, weights) > speed(best, weights):
+                best[name] = value
+        print(
+            json.dumps(
+                {"task": task, "workload": workload, "weights": weights, **best, "tokens/s": speed(best, weights)}
+            )
+        )
 
 
-def keep(args: argparse.Namespace, task: str, row: str, record: dict[str, Any]) -> None:
+def keep(args: argparse.Namespace, task: str, row: str, record: dict[str, Any], **turn: Any) -> None:
     """A line of the results."""
-    line = {"task": task, "row": row, "time": time.strftime("%Y-%m-%d"), "record": without_places(record)}
+    line = {"task": task, "row": row, **turn, "time": time.strftime("%Y-%m-%d %H:%M"), "record": without_places(record)}
     with args.results.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def sides_of(task: str, workload: str, args: argparse.Namespace, words: list[Any]) -> dict[str, list[Any]]:
+    """The commands to compare: ours, and the peer's at its fastest with weights of each kind.
+
+    TRL 1.16 gives the vocabulary head every position where there is no Triton; it is given the answers' alone, and on
+    a row of its own taken as it is installed.
+    """
+    sides = {"assay": [sys.executable, HERE / "own_online.py", "--task", task, *words]}
+    for weights in weights_of(task, args):
+        settings = fastest(task, SCREENED_AS.get(workload, workload), weights, args)
+        if settings is None and not args.unscreened:
+            raise SystemExit(f"{task}, {workload}, {weights}: no screen in {args.screened}; run with --screen first")
+        told = {**(settings or USUAL[task]), "weights": weights}
+        row = "transformers, bf16" if task == "sampling" else ROWS[weights]
+        sides[row] = [*peer(task, args, told), *words]
+        if task == "grpo" and weights == "autocast":
+            sides[f"{row}, as installed"] = [*peer(task, args, {**told, "positions": "all"}), *words]
+    return sides
+
+
+def measure(command: list[Any], args: argparse.Namespace) -> dict[str, Any]:
+    """A record that was measured while nobody else took the machine, or after `TRIES` the last."""
+    record: dict[str, Any] = {}
+    for _ in range(TRIES):
+        record = last_line(command)
+        if quiet({"answer": record}, args.max_other_cores):
+            break
+    return record
 
 
 def compare(task: str, workload: str, args: argparse.Namespace, model: str) -> None:
     """All sides in turn; medians, and each row's ratio to ours, turn by turn."""
     words = common(workload, args, model)
     words += [*training(task, workload, args, model, words), "--clock=warm"]
-    sides = {"assay": [sys.executable, HERE / "own_online.py", "--task", task, *words]}
-    for weights in weights_of(task, args):
-        settings = fastest(task, workload, weights, args)
-        if settings is None:
-            print(f"{task}, {workload}, {weights}: no screen; the peer takes {USUAL[task]}", file=sys.stderr)
-        told = {**(settings or USUAL[task]), "weights": weights}
-        row = "transformers, bf16" if task == "sampling" else ROWS[weights]
-        sides[row] = [*peer(task, args, told), *words]
+    sides = sides_of(task, workload, args, words)
     found: dict[str, list[dict[str, Any]]] = {row: [] for row in sides}
+    began = time.strftime("%Y-%m-%d %H:%M:%S")
     for turn, (row, command) in itertools.product(range(args.repeats), sides.items()):
-        record = last_line(command)
+        record = measure(command, args)
         found[row].append(record)
-        keep(args, f"{task}, {workload}", row, record)
+        keep(args, f"{task}, {workload}", row, record, run=began, repeat=turn)
         said = f"{record['tokens_per_second']:.1f} tokens/s, {record['peak_memory_gb']:.2f} GB"
         print(f"{task}, {workload} {turn + 1}/{args.repeats} {row}: {said}", file=sys.stderr, flush=True)
     print(f"\n{task}, {workload}: tokens of answers a second")
@@ -194,7 +249,7 @@ def compare(task: str, workload: str, args: argparse.Namespace, model: str) -> N
         memory = max(record["peak_memory_gb"] for record in records)
         pairs = zip(found["assay"], records, strict=True)
         ratios = sorted(own["tokens_per_second"] / one["tokens_per_second"] for own, one in pairs)
-        line = f"  {row:<20} {statistics.median(speeds):8.1f}   {memory:5.2f} GB"
+        line = f"  {row:<32} {statistics.median(speeds):8.1f}   {memory:5.2f} GB"
         if row != "assay":
             line += f"   assay {statistics.median(ratios):.2f} times ({ratios[0]:.2f} to {ratios[-1]:.2f})"
         moved = records[-1].get("moved")
@@ -231,13 +286,16 @@ def main() -> None:
         python = args.peer_ppo_python if task == "ppo" else args.peer_python
         if not os.access(python, os.X_OK):
             raise SystemExit(f"{python}: there is no such environment; benchmarks/README.md says how to make it")
+    for task in args.tasks:
         if args.losses and task != "sampling":
             compare_losses(task, args, model)
         if args.losses:
             continue
         for workload in args.workloads:
-            if workload != "single" or task == "ppo":
-                (screen if args.screen else compare)(task, workload, args, model)
+            if args.screen and workload not in SCREENED_AS:
+                screen(task, workload, args, model)
+            if not args.screen and (workload != "single" or task == "ppo"):
+                compare(task, workload, args, model)
 
 
 if __name__ == "__main__":

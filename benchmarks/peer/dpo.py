@@ -6,7 +6,19 @@ import time
 from typing import Any
 
 from measure import answer, answering
-from training import Data, begin, load_model, load_tokenizer, parser, record, timed, train, trainer_arguments
+from training import (
+    Data,
+    add_positions,
+    begin,
+    head_sees,
+    load_model,
+    load_tokenizer,
+    parser,
+    record,
+    timed,
+    train,
+    trainer_arguments,
+)
 
 # The first step starts at the reference, so its loss is ln 2. Log-probabilities computed ahead come from other
 # micro-batches, whose padding changes bf16 rounding; summed over a response and times beta it is the second digit.
@@ -17,6 +29,8 @@ def train_policy(args: argparse.Namespace) -> dict[str, Any]:
     """The record of the run."""
     from transformers import AutoModelForCausalLM
     from trl import DPOConfig, DPOTrainer
+
+    head_sees(args.positions)
 
     class Trainer(timed(DPOTrainer)):
         reference_seconds = 0.0
@@ -55,6 +69,7 @@ if __name__ == "__main__":
     options.add_argument("--reference", choices=("step", "ahead"), default="step", help="ahead: precomputed")
     options.add_argument("--reference-batch", type=int, default=0, help="pairs a batch when ahead; 0: --batch")
     options.add_argument("--beta", type=float, default=0.1)
+    add_positions(options)
     arguments = options.parse_args()
     begin(arguments)
     with answering() as out:

@@ -12,7 +12,7 @@ from typing import Any
 from measure import answer, answering
 from online import Clock, add_peer, add_training, check, parser, reward
 from online_training import key_of, logged, online_arguments, record, rows_of, run
-from training import begin, load_model, load_tokenizer
+from training import add_positions, begin, head_sees, load_model, load_tokenizer
 
 
 def train_policy(args: argparse.Namespace) -> dict[str, Any]:
@@ -20,6 +20,8 @@ def train_policy(args: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
     from transformers import AutoModelForCausalLM
     from trl import GRPOConfig, GRPOTrainer
+
+    head_sees(args.positions)
 
     clock = Clock()
     tokenizer = load_tokenizer(args)
@@ -61,6 +63,7 @@ def train_policy(args: argparse.Namespace) -> dict[str, Any]:
             shuffle_dataset=False,
             beta=args.kl_coef or 0.0,
             loss_type="grpo",
+            use_bias_correction_kl=False,  # k3 as it is, where there is a KL
         ),
         train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows]),
         processing_class=tokenizer,
@@ -76,6 +79,7 @@ if __name__ == "__main__":
     options = parser(__doc__)
     add_training(options)
     add_peer(options, batch=8)
+    add_positions(options)
     options.set_defaults(epochs=1)
     arguments = options.parse_args()
     check(arguments)

@@ -51,6 +51,20 @@ def begin(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
 
 
+def add_positions(options: argparse.ArgumentParser) -> None:
+    """The option of what scores answers with TRL's vocabulary head."""
+    told = "that the vocabulary head sees; all: as TRL does where it has no Triton"
+    options.add_argument("--positions", choices=("answers", "all"), default="all", help=told)
+
+
+def head_sees(positions: str) -> None:
+    """With "answers" the head sees those alone, as it does with Triton; the kernels are left as they are."""
+    from trl.trainer import utils
+
+    if positions == "answers":
+        utils._use_triton = lambda device: True
+
+
 def load_tokenizer(args: argparse.Namespace) -> Any:
     from transformers import AutoTokenizer
 

@@ -34,7 +34,7 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 SLOWER = 0.9  # of the best speed: a batch below it ends the search among larger ones
 SCREEN_STEPS = 2  # the first is not counted
 USUAL: dict[str, dict[str, Any]] = {  # where a screen begins
-    "grpo": {"batch": 1, "attention": "eager", "malloc": "keep", "positions": "answers"},
+    "grpo": {"batch": 1, "attention": "eager", "malloc": "keep"},
     "ppo": {"batch": 1, "attention": "eager", "malloc": "keep", "forward_batch": 0},
     "sampling": {"batch": 8, "attention": "sdpa", "malloc": "keep", "cache": "dynamic"},
 }
@@ -45,6 +45,7 @@ OTHERS: dict[str, dict[str, Any]] = {  # tried last, beside the fastest
 }
 SCREENED_AS = {"single": "short"}  # as many answers of the same length
 ROWS = {"autocast": "TRL, fp32 weights", "bf16": "TRL, bf16 weights"}
+POSITIONS = {"all": "", "answers": ", head on answers"}  # TRL 1.16 without Triton, and as with it; GRPO alone
 TRIES = 3  # of a turn in which others took the machine
 
 
@@ -68,6 +69,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--screen", action="store_true", help="find the peer's fastest settings")
     options.add_argument("--screened", type=Path, default=HERE / "results" / "screen_online.jsonl")
     options.add_argument("--weights", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="to screen and compare")
+    options.add_argument("--positions", nargs="+", choices=tuple(POSITIONS), default=list(POSITIONS), help="of GRPO")
     options.add_argument("--timeout", type=int, default=2400, help="seconds of a screened cell")
     options.add_argument("--retry", action="store_true", help="screen again what failed")
     options.add_argument(
@@ -123,28 +125,31 @@ def peer(task: str, args: argparse.Namespace, settings: dict[str, Any]) -> list[
     return [python, HERE / "peer" / f"{task}.py", *told]
 
 
-def weights_of(task: str, args: argparse.Namespace) -> list[str]:
-    """Sampling needs no fp32 weights."""
-    return ["bf16"] if task == "sampling" else args.weights
+def kinds_of(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The peer's rows, and what sets each apart; sampling needs no fp32 weights."""
+    if task == "sampling":
+        return {"transformers, bf16": {"weights": "bf16"}}
+    kinds = {ROWS[weights]: {"weights": weights} for weights in args.weights}
+    if task == "ppo":
+        return kinds
+    both = itertools.product(args.positions, kinds.items())
+    return {f"{row}{POSITIONS[name]}": {**kind, "positions": name} for name, (row, kind) in both}
 
 
-def fastest(task: str, workload: str, weights: str, args: argparse.Namespace) -> dict[str, Any] | None:
+def fastest(task: str, workload: str, kind: dict[str, Any], args: argparse.Namespace) -> dict[str, Any] | None:
     """The peer's settings of the highest speed that were screened in quiet; None without a screen."""
     found = {}
     for line in read_results(args.screened):
-        cell = line["cell"]
-        asked = cell_of(task, workload, weights, {name: cell.get(name) for name in USUAL[task]}, args)
-        if cell == asked and quiet(line, args.max_other_cores):
-            found[line["answer"]["tokens_per_second"]] = {name: cell[name] for name in USUAL[task]}
+        settings = {name: line["cell"].get(name) for name in USUAL[task]}
+        if line["cell"] == cell_of(task, workload, {**kind, **settings}, args) and quiet(line, args.max_other_cores):
+            found[line["answer"]["tokens_per_second"]] = settings
     return found[max(found)] if found else None
 
 
-def cell_of(
-    task: str, workload: str, weights: str, settings: dict[str, Any], args: argparse.Namespace
-) -> dict[str, Any]:
+def cell_of(task: str, workload: str, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """What is screened, by everything that its speed hangs on."""
-    cell = {"task": task, "workload": workload, "weights": weights, **settings}
-    return {**cell, "steps": SCREEN_STEPS, "tokens": args.tokens, "kl_coef": args.kl_coef, "data": args.data.name}
+    sizes = {"steps": SCREEN_STEPS, "tokens": args.tokens, "kl_coef": args.kl_coef, "data": args.data.name}
+    return {"task": task, "workload": workload, **settings, **sizes}
 
 
 def screen(task: str, workload: str, args: argparse.Namespace, model: str) -> None:
@@ -157,41 +162,36 @@ def screen(task: str, workload: str, args: argparse.Namespace, model: str) -> No
     words += [*training(task, workload, args, model, words), "--clock=warm"]
     num = WORKLOADS[workload]["prompts"] * WORKLOADS[workload]["answers"]
 
-    def speed(settings: dict[str, Any], weights: str) -> float:
+    def speed(settings: dict[str, Any]) -> float:
         """Tokens a second; 0 for what fails."""
-        cell = cell_of(task, workload, weights, settings, args)
+        cell = cell_of(task, workload, settings, args)
         for line in read_results(args.screened):
             if line["cell"] == cell and (quiet(line, args.max_other_cores) or ("failed" in line and not args.retry)):
                 return line["answer"]["tokens_per_second"] if "answer" in line else 0.0
-        command = [*peer(task, args, {**settings, "weights": weights}), *words]
+        command = [*peer(task, args, settings), *words]
         for _ in range(TRIES):
             line = run(cell, [str(word) for word in command], args.timeout)
             with args.screened.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             found = line["answer"]["tokens_per_second"] if "answer" in line else 0.0
-            print(f"{cell}: {line.get('failed', f'{found:.1f} tokens/s')}", file=sys.stderr, flush=True)
+            print(f"{settings}: {line.get('failed', f'{found:.1f} tokens/s')}", file=sys.stderr, flush=True)
             if "failed" in line or quiet(line, args.max_other_cores):
                 return found
         raise SystemExit(f"{cell}: others took the machine {TRIES} times; run again when it is quiet")
 
-    for weights in weights_of(task, args):
-        best = dict(USUAL[task])
-        best["attention"] = max(("eager", "sdpa"), key=lambda name: speed({**best, "attention": name}, weights))
-        at = {"top": 0.0}
+    for row, kind in kinds_of(task, args).items():
+        best = {**kind, **USUAL[task]}
+        best["attention"] = max(("eager", "sdpa"), key=lambda name: speed({**best, "attention": name}))
+        speeds: dict[int, float] = {}
         for batch in (batch for batch in BATCHES if num % batch == 0):
-            found = speed({**best, "batch": batch}, weights)
-            if found < SLOWER * at["top"]:
+            speeds[batch] = speed({**best, "batch": batch})
+            if speeds[batch] < SLOWER * max(speeds.values()):
                 break
-            at = {"top": found, "batch": batch} if found > at["top"] else at
-        best["batch"] = at.get("batch", best["batch"])
+        best["batch"] = max(speeds, key=lambda batch: speeds[batch])
         for name, value in {"attention": "sdpa" if best["attention"] == "eager" else "eager", **OTHERS[task]}.items():
-            if speed({**best, name: value}, weights) > speed(best, weights):
+            if speed({**best, name: value}) > speed(best):
                 best[name] = value
-        print(
-            json.dumps(
-                {"task": task, "workload": workload, "weights": weights, **best, "tokens/s": speed(best, weights)}
-            )
-        )
+        print(f"{task}, {workload}, {row}: {speed(best):.1f} tokens/s with {best}", flush=True)
 
 
 def keep(args: argparse.Namespace, task: str, row: str, record: dict[str, Any], **turn: Any) -> None:
@@ -202,21 +202,13 @@ def keep(args: argparse.Namespace, task: str, row: str, record: dict[str, Any], 
 
 
 def sides_of(task: str, workload: str, args: argparse.Namespace, words: list[Any]) -> dict[str, list[Any]]:
-    """The commands to compare: ours, and the peer's at its fastest with weights of each kind.
-
-    TRL 1.16 gives the vocabulary head every position where there is no Triton; it is given the answers' alone, and on
-    a row of its own taken as it is installed.
-    """
+    """The commands to compare: ours, and the peer's at its fastest on each of its rows."""
     sides = {"assay": [sys.executable, HERE / "own_online.py", "--task", task, *words]}
-    for weights in weights_of(task, args):
-        settings = fastest(task, SCREENED_AS.get(workload, workload), weights, args)
+    for row, kind in kinds_of(task, args).items():
+        settings = fastest(task, SCREENED_AS.get(workload, workload), kind, args)
         if settings is None and not args.unscreened:
-            raise SystemExit(f"{task}, {workload}, {weights}: no screen in {args.screened}; run with --screen first")
-        told = {**(settings or USUAL[task]), "weights": weights}
-        row = "transformers, bf16" if task == "sampling" else ROWS[weights]
-        sides[row] = [*peer(task, args, told), *words]
-        if task == "grpo" and weights == "autocast":
-            sides[f"{row}, as installed"] = [*peer(task, args, {**told, "positions": "all"}), *words]
+            raise SystemExit(f"{task}, {workload}, {row}: no screen in {args.screened}; run with --screen first")
+        sides[row] = [*peer(task, args, {**kind, **(settings or USUAL[task])}), *words]
     return sides
 
 

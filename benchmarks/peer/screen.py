@@ -4,6 +4,7 @@ import argparse
 import itertools
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -34,13 +35,14 @@ def command(cell: dict[str, Any], args: argparse.Namespace) -> list[str]:
 
 
 def run(cell: dict[str, Any], words: list[str], timeout: float) -> dict[str, Any]:
-    """The cell with the answer of the command that fills it, or with the last lines of what went wrong."""
+    """The cell with the answer of the command that fills it, or with the last line of what went wrong."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         return {"cell": cell, "failed": f"took longer than {timeout} s"}
     if done.returncode:
-        return {"cell": cell, "failed": f"exit code {done.returncode}: {done.stderr.strip()[-500:]}"}
+        said = (done.stderr.strip().splitlines() or [""])[-1][-300:]
+        return {"cell": cell, "failed": f"exit code {done.returncode}: {re.sub(r'/[^ ]*/', '', said)}"}  # no places
     return {"cell": cell, "answer": without_places(json.loads(done.stdout.strip().splitlines()[-1]))}
 
 

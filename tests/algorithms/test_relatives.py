@@ -276,6 +276,8 @@ def test_equal_answers_are_no_pair_but_are_watched():
     out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [2.0], [4.0], [4.0]]))
     _, metrics = term.fn(out, batch)
     assert float((item_weights(batch, term.reduction, own=term.own) * metrics["entropy"]).sum()) == 3.0
+    same = OnlineDPO().credit(answers([1.0, 0.0]).fill(ids=torch.zeros(2, 2, dtype=torch.long)), {}, {})
+    assert item_weights(same, "pair").tolist() == [0.0] and item_weights(same, "response").tolist() == [0.5, 0.5]
 
 
 def test_the_kl_that_is_watched_is_that_of_the_policy_that_sampled():

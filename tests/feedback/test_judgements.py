@@ -77,6 +77,8 @@ def test_a_row_may_name_its_one_objective():
     (kind,) = read_ratings(rows, objectives=("kind",)).records
     assert (kind.value, kind.objective) == (4, "kind") and "objective" not in kind.meta
     pair = {"prompt": ASKED, "chosen": "One.", "rejected": "Two."}
+    (named,) = read_comparisons([{**pair, "objective": "overall", "kind": 1}], objectives=("kind",)).records
+    assert (named.objective, named.preference) == ("kind", 0.0)  # a judgement under that very name comes first
     read = read_comparisons([{**pair, "objective": "kind"}, {**pair, "objective": "honest"}], objectives=("honest",))
     assert [r.objective for r in read.records] == ["honest"]
     assert read.report.notes == {"judgement under another objective left out": 1}

@@ -174,7 +174,8 @@ def on_tokens(values: RowFloat, batch: TokenBatch) -> TokenFloat:
 def watched(out: ModelOutput, batch: TokenBatch) -> tuple[RowFloat, Metrics]:
     """How far the policy went from the reference, from the one that sampled and from its own first step; no loss.
 
-    The KL is that of the policy before this batch's updates: its samples say of a later one only what they are told to.
+    The KL is that of the policy before this batch's updates, from which the samples are; of a later one they would say
+    too little.
     """
     old, mask = old_logprobs(out, batch), batch.mask
     moved = (out.logprobs.detach() - old).exp()

@@ -72,7 +72,7 @@ def rating(row: dict[str, Any], note: Note, objectives: Sequence[str] = ()) -> t
     """A row's ratings: one, or one under each objective that it has."""
     if (record := own_record(row)) is not None:
         return _under(wanted(record, Rating), objectives, note)
-    if objectives and row.get("objective") is not None:
+    if objectives and _of_one(row, objectives):
         return _under(rating(row, note)[0], objectives, note)
     answer = need(row, "response", "completion", "responses")
     turns, (response,) = with_prompt(content(need(row, "prompt"), "prompt"), (_answer(answer),), note)
@@ -101,7 +101,7 @@ def by_objective(row: dict[str, Any], note: Note, objectives: Sequence[str]) -> 
     """A comparison for each objective, and each annotator, that judged the row's two responses."""
     if (record := own_record(row)) is not None:
         return _under(wanted(record, Comparison), objectives, note)
-    if row.get("objective") is not None and row.get("responses") is None:
+    if row.get("responses") is None and _of_one(row, objectives):
         return _under(comparison(row, note), objectives, note)
     told = row.get("responses")
     if told is None:
@@ -144,6 +144,11 @@ def _under(record: R, objectives: Sequence[str], note: Note) -> tuple[R, ...]:
         return (record,)
     note("judgement under another objective left out")
     return ()
+
+
+def _of_one(row: dict[str, Any], objectives: Sequence[str]) -> bool:
+    """Whether the row as a whole is one judgement, under the objective that it names."""
+    return row.get("objective") is not None and not any(_told(row, objective) for objective in objectives)
 
 
 def _no_judgement(row: dict[str, Any], objectives: Sequence[str]) -> BadRow:

@@ -78,11 +78,11 @@ def run(config: PolicyConfig) -> None:
     episodes: Episodes | None = None
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
-        prompts = readable(rewards.model, prompts, config)
         if config.environment:
             episodes = Episodes.load(sampler, config.environment, config.max_turns)
         dense = open_dense(config, rewards, encoder)
-        prompts = readable(dense.model if dense else None, prompts, config)
+        for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
+            prompts = readable(paying, prompts, config)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
         batches = Joined(online, offline(config, encoder, model, streams)[0])
         per_epoch = len(prompts)

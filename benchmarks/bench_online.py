@@ -44,7 +44,7 @@ OTHERS: dict[str, dict[str, Any]] = {  # tried last, beside the fastest
     "sampling": {"cache": "static", "malloc": "default"},
 }
 SCREENED_AS = {"single": "short"}  # as many answers of the same length
-ROWS = {"autocast": "TRL, fp32 weights", "bf16": "TRL, bf16 weights"}
+ROWS = {"autocast": "TRL, fp32 weights", "bf16": "TRL, bf16 weights", "fp32": "TRL, fp32"}
 POSITIONS = {"all": "", "answers": ", head on answers"}  # TRL 1.16 without Triton, and as with it; GRPO alone
 TRIES = 3  # of a turn in which others took the machine
 
@@ -68,7 +68,8 @@ def parse() -> argparse.Namespace:
     options.add_argument("--losses", action="store_true", help="compare losses and gradients in fp32, not speed")
     options.add_argument("--screen", action="store_true", help="find the peer's fastest settings")
     options.add_argument("--screened", type=Path, default=HERE / "results" / "screen_online.jsonl")
-    options.add_argument("--weights", nargs="+", choices=tuple(ROWS), default=list(ROWS), help="to screen and compare")
+    told = "of the peer's rows; default: autocast and bf16 where the processor multiplies bf16, else fp32"
+    options.add_argument("--weights", nargs="+", choices=tuple(ROWS), help=told)
     options.add_argument("--positions", nargs="+", choices=tuple(POSITIONS), default=list(POSITIONS), help="of GRPO")
     options.add_argument("--timeout", type=int, default=2400, help="seconds of a screened cell")
     options.add_argument("--retry", action="store_true", help="screen again what failed")
@@ -128,7 +129,8 @@ def peer(task: str, args: argparse.Namespace, settings: dict[str, Any]) -> list[
 def kinds_of(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The peer's rows, and what sets each apart; sampling needs no fp32 weights."""
     if task == "sampling":
-        return {"transformers, bf16": {"weights": "bf16"}}
+        weights = "fp32" if args.weights == ["fp32"] else "bf16"
+        return {f"transformers, {weights}": {"weights": weights}}
     kinds = {ROWS[weights]: {"weights": weights} for weights in args.weights}
     if task == "ppo":
         return kinds
@@ -271,8 +273,11 @@ def compare_losses(task: str, args: argparse.Namespace, model: str) -> None:
 def main() -> None:
     args = parse()
     from assay.engine.catalog import resolve_model
+    from assay.engine.load import best_device, compute_dtype
 
     model = resolve_model(args.model).path
+    fast = str(compute_dtype("auto", best_device())) == "torch.bfloat16"
+    args.weights = args.weights or (["autocast", "bf16"] if fast else ["fp32"])
     args.results.parent.mkdir(parents=True, exist_ok=True)
     for task in args.tasks:
         python = args.peer_ppo_python if task == "ppo" else args.peer_python

@@ -1,6 +1,7 @@
 """What experiments with policies share: the demo's prompts and audited reward model, one policy run, its figures."""
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -73,12 +74,14 @@ def policies(
 ) -> list[dict[str, Any]]:
     """The lines of a grid of policies, each trained as `plan` says (words; steps, looks, prompts) and then tested."""
     ready = demo(args.run / "demo")
+    digest = hashlib.sha256((ready.reward / "model.safetensors").read_bytes()).hexdigest()[:12]
 
     def compute(cell: Cell) -> dict[str, Any]:
         words, sizes = plan(cell)
         run, seed = args.run / args.results.stem, cell["seed"]
         train(ready, run, words, seed=seed, steps=sizes["steps"], watch=sizes["watch"], every=sizes["every"])
-        return tested(ready, run, num=sizes["tested"], seed=seed)
+        found = tested(ready, run, num=sizes["tested"], seed=seed)
+        return {**found, "reward_model": digest}
 
     return fill(cells, compute, args.results)
 

@@ -1,8 +1,8 @@
 """XPO beside Online DPO where what is wanted is rare: does the bonus find it sooner?
 
 The reward is a program that the base model's answers hardly ever satisfy: of a few, the commonest that at most 2% of
-512 answers do. Labels are drawn by Bradley-Terry; 800 comparisons at most; three seeds with and without the bonus.
-About ten minutes a cell on 2 cores; finished cells are kept in benchmarks/results/exploration.jsonl.
+512 answers do. Labels are drawn by Bradley-Terry; 360 comparisons; three seeds with and without the bonus. At most
+twenty minutes a cell on 2 cores; finished cells are kept in benchmarks/results/exploration.jsonl.
 """
 
 import argparse
@@ -20,8 +20,8 @@ from demo_world import RUNS, TOKENS, figure, over_seeds
 from grid import fill
 from human_pairs import HERE, MODEL, run_assay
 
-WORTH, BETA, ALPHAS = 2.0, 0.1, (0.0, 1e-5, 1e-4)
-BATCHES, PROMPTS = 40, 20  # 800 comparisons
+WORTH, BETA, ALPHAS = 2.0, 0.1, (0.0, 1e-3)
+BATCHES, PROMPTS, TESTED = 30, 12, 160  # 360 comparisons; prompts to test on
 FEATURES: Mapping[str, Callable[[str], bool]] = {
     "asks and exclaims": lambda text: "?" in text and "!" in text,
     "semicolon": lambda text: ";" in text,
@@ -79,9 +79,9 @@ def explore(
     told = ["--run", run, "--model", MODEL, "--data.path", prompts["train"], "--rules", f"{rule}:wanted"]
     told += ["--algorithm.name", "xpo", "--algorithm.alpha", alpha, "--algorithm.beta", BETA, "--seed", seed]
     told += ["--num_answers", 1, "--batch_size", PROMPTS, "--steps", BATCHES, "--sampling.max_tokens", TOKENS]
-    told += ["--optimiser.lr", "2e-5", "--optimiser.schedule", "constant", "--checkpoints.every", 0]
+    told += ["--optimiser.lr", "5e-5", "--optimiser.schedule", "constant", "--checkpoints.every", 0]
     run_assay("policy", *told)
-    asked = ["--prompts.path", prompts["held_out"], "--num_prompts", 200, "--oracle", f"{rule}:wanted"]
+    asked = ["--prompts.path", prompts["held_out"], "--num_prompts", TESTED, "--oracle", f"{rule}:wanted"]
     run_assay("evaluate", "--run", run, *asked, "--sampling.max_tokens", TOKENS, "--seed", seed + 1)
     findings = json.loads((run / "evaluation.json").read_text())["findings"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -28,7 +28,8 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
         if known is None:
             began = time.perf_counter()
             record = _apart(compute, cell)
-            known = {"cell": dict(cell), "seconds": round(time.perf_counter() - began), "record": record}
+            took = {"seconds": round(time.perf_counter() - began), "dtype": record.pop("dtype")}
+            known = {"cell": dict(cell), **took, "record": record}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known) + "\n")
             print(f"{number}/{len(cells)} {dict(cell)}: {known['seconds']} s", file=sys.stderr, flush=True)
@@ -36,11 +37,18 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
     return found
 
 
+def _dtype() -> str:
+    """What models compute in on this machine."""
+    from assay.engine.load import best_device, compute_dtype
+
+    return str(compute_dtype("auto", best_device())).removeprefix("torch.")
+
+
 def _apart(compute: Callable[[Cell], dict[str, Any]], cell: Cell) -> dict[str, Any]:
     """A cell in a process of its own: what the one before held of memory is gone."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: sender.send(compute(cell)))
+    process = fork.Process(target=lambda: sender.send({**compute(cell), "dtype": _dtype()}))
     process.start()
     sender.close()
     try:

@@ -14,8 +14,8 @@ from typing import Any
 from demo_world import RUNS, figure, policies
 from human_pairs import HERE
 
-STEPS, LOOKS = 60, 4
-COMMON = ("--algorithm.name", "rloo", "--batch_size", "8", "--num_answers", "4", "--optimiser.lr", "2e-4")
+STEPS, LOOKS = 36, 3
+COMMON = ("--algorithm.name", "rloo", "--batch_size", "4", "--num_answers", "4", "--optimiser.lr", "2e-4")
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "free": ("--algorithm.kl_coef", "0"),
     "stopped": ("--algorithm.kl_coef", "0", "--stop.oracle_drop", "0.1", "--stop.patience", "1"),
@@ -51,7 +51,7 @@ def table(lines: list[dict[str, Any]]) -> None:
 def main() -> None:
     args = parse()
     cells = [{"kind": kind, "seed": seed} for seed, kind in itertools.product(args.seeds, args.kinds)]
-    sizes = {"steps": STEPS, "watch": 64, "every": LOOKS, "tested": 128}
+    sizes = {"steps": STEPS, "watch": 48, "every": LOOKS, "tested": 96}
     table(policies(args, cells, lambda cell: ([*COMMON, *RUNS_OF[cell["kind"]]], sizes)))
 
 

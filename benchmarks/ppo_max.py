@@ -2,7 +2,7 @@
 
 Two reward models of SmolLM2-135M-Instruct on pairs of HH-harmless with short answers, of different prompts: one is
 optimised, the other watches. Then 150 optimiser steps of each, answers of at most 64 tokens, adapters of rank 16, and
-for `--kinds` that name them runs that flip one trick of PPO-max. Up to a quarter of an hour a cell on 2 cores; finished
+for `--kinds` that name them runs that flip one trick of PPO-max. At most twenty minutes a cell on 2 cores; finished
 cells are kept in benchmarks/results/ppo_max.jsonl.
 """
 
@@ -19,7 +19,7 @@ from grid import fill
 from human_pairs import DATA, HERE, MODEL, SETTINGS, Row, run_assay, short_rows, write_rows
 
 NUM_PAIRS, NUM_TEST, STEPS = 500, 96, 150
-COMMON = ("--batch_size", "8", "--num_answers", "2", "--sampling.max_tokens", "64", "--lora.rank", "16")
+COMMON = ("--batch_size", "4", "--num_answers", "2", "--sampling.max_tokens", "64", "--lora.rank", "16")
 COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--critic.start", "reward")
 COMMON += ("--critic.lr", "2e-4", "--checkpoints.every", "0", "--ignore_gate", "true")
 MAX = ("--algorithm.name", "ppo_max", "--critic.alone", "16")
@@ -67,7 +67,8 @@ def optimise(args: argparse.Namespace, kind: str, prompts: Mapping[str, Path]) -
     shutil.rmtree(run, ignore_errors=True)
     proxy, gold = args.run / "proxy" / "reward", args.run / "gold" / "reward"
     told = ["--run", run, "--model", MODEL, "--data.path", prompts["train"], "--reward", proxy, "--seed", args.seed]
-    told += ["--steps", STEPS, "--oracle", f"reward:{gold}", "--watch.path", prompts["test"], "--watch_every", 25]
+    told += ["--steps", STEPS, "--oracle", f"reward:{gold}", "--watch.path", prompts["test"], "--watch.limit", 32]
+    told += ["--watch_every", 50]
     if "--algorithm.ptx_coef" in RUNS_OF[kind]:
         told += ["--streams.ptx.path", prompts["text"]]
     run_assay("policy", *told, *COMMON, *RUNS_OF[kind])

@@ -94,12 +94,15 @@ def figure(record: Mapping[str, Any], probe: str) -> str:
     return shown(Estimate(found["value"], tuple(found["interval"] or (np.nan, np.nan)), found["n"]))
 
 
-def over_seeds(values: Sequence[float]) -> str:
-    """Mean and its 95% interval over few seeds, by Student's t."""
+def half_width(values: Sequence[float]) -> float:
+    """Half of the 95% interval of a mean over few seeds, by Student's t; NaN for one."""
     from scipy.stats import t
 
-    mean, size = float(np.mean(values)), len(values)
-    if size < 2:
-        return f"{mean:6.3f}"
-    half = float(t.ppf(0.975, size - 1) * np.std(values, ddof=1) / np.sqrt(size))
-    return f"{mean:6.3f} ({mean - half:6.3f} to {mean + half:6.3f})"
+    size = len(values)
+    return float(t.ppf(0.975, size - 1) * np.std(values, ddof=1) / np.sqrt(size)) if size > 1 else float("nan")
+
+
+def over_seeds(values: Sequence[float]) -> str:
+    """Mean and its 95% interval over few seeds."""
+    mean, half = float(np.mean(values)), half_width(values)
+    return f"{mean:6.3f}" if np.isnan(half) else f"{mean:6.3f} ({mean - half:6.3f} to {mean + half:6.3f})"

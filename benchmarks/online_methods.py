@@ -3,16 +3,18 @@
 SmolLM2-135M-Instruct against the demo's audited reward model, judged by the demo's oracle on 96 held-out prompts. Each
 cell samples 12 batches of 8 prompts with 4 answers each (XPO: 2, policy and reference, on twice the batches), the
 KL's coefficient and the learning rate are the demo's for all, none is tuned. At most twenty minutes a cell on 2 cores,
-three seeds; finished cells are kept in benchmarks/results/online_methods.jsonl, the picture beside it.
+three seeds; finished cells are kept in benchmarks/results/online_methods.jsonl, the picture goes to
+docs/online_methods.svg.
 """
 
 import argparse
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
-from demo_world import RUNS, over_seeds, policies
+from demo_world import RUNS, half_width, over_seeds, policies
 from grid import Cell
 from human_pairs import HERE
 
@@ -34,6 +36,7 @@ def parse() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--run", type=Path, default=RUNS / "online_methods")
     options.add_argument("--results", type=Path, default=HERE / "results" / "online_methods.jsonl")
+    options.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "online_methods.svg")
     options.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options.add_argument("--num-prompts", type=int, default=96)
@@ -53,7 +56,7 @@ def words(method: str) -> tuple[int, list[object]]:
 
 
 def picture(lines: list[dict[str, Any]], path: Path) -> None:
-    """Oracle against KL at the end of each run, one colour a method."""
+    """Oracle against KL: looks on the way, the end of each run, and the mean over seeds with its intervals."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -61,12 +64,14 @@ def picture(lines: list[dict[str, Any]], path: Path) -> None:
     methods = list(dict.fromkeys(line["cell"]["method"] for line in lines))
     for method in methods:
         mine = [line["record"] for line in lines if line["cell"]["method"] == method]
+        colour = f"C{methods.index(method)}"
         for record in mine:
             looks = [row for row in record["curve"] if "oracle" in row and "kl" in row]
-            colour = f"C{methods.index(method)}"
-            axes.plot([row["kl"] for row in looks], [row["oracle"] for row in looks], color=colour, alpha=0.25)
-        found = [(r["findings"]["kl"]["value"], r["findings"]["oracle/policy"]["value"]) for r in mine]
-        axes.scatter(*zip(*found, strict=True), color=f"C{methods.index(method)}", label=method, zorder=3)
+            axes.plot([row["kl"] for row in looks], [row["oracle"] for row in looks], color=colour, alpha=0.2)
+        ends = [[r["findings"][name]["value"] for r in mine] for name in ("kl", "oracle/policy")]
+        axes.scatter(*ends, color=colour, s=8)
+        (x, dx), (y, dy) = ((fmean(values), half_width(values)) for values in ends)
+        axes.errorbar(x, y, dy, dx, color=colour, marker="D", elinewidth=0.8, label=method, zorder=3)
     axes.set(xlabel="KL from the base, nats an answer", ylabel="oracle, mean of an answer")
     axes.legend(fontsize=8)
     canvas.savefig(path)
@@ -92,7 +97,7 @@ def main() -> None:
 
     lines = policies(args, cells, plan)
     table(lines)
-    picture(lines, args.results.with_suffix(".svg"))
+    picture(lines, args.picture)
 
 
 if __name__ == "__main__":

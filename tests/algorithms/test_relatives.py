@@ -244,6 +244,20 @@ def test_xpos_bonus_is_alpha_on_the_references_answer_alone():
     assert gradient(XPO(), alpha, here).tolist() == [[0.0, 0.0], [0.25, 0.25]]
 
 
+def test_xpos_bonus_counts_where_both_wrote_the_same():
+    """Two prompts, both answers equal at the first: Online DPO leaves it out, the bonus is a mean over both."""
+    batch = answers([0.0, 0.0, 1.0, 0.0], width=1, groups=[0, 0, 1, 1], source=t([0, 1, 0, 1]))
+    batch = batch.fill(ids=t([[7], [7], [5], [6]]), ref_logprobs=batch.sampler_logprobs)
+    assert item_weights(OnlineDPO().credit(batch, {}, {}), "pair").tolist() == [0.0, 1.0]
+    told = XPO(alpha=(0.5,)).credit(batch, {}, {})
+    weights = item_weights(told, "pair")
+    assert weights.tolist() == [0.5, 0.5]
+    logprobs = batch.sampler_logprobs.clone().requires_grad_()
+    loss, _ = XPO(alpha=(0.5,)).loss(ModelOutput(logprobs=logprobs), told.fill(preference=t([0.5, 0.5])))
+    (found,) = torch.autograd.grad((weights * loss).sum(), logprobs)
+    assert found[:, 0].tolist() == [0.0, 0.25, 0.0, 0.25]
+
+
 def test_xpos_bound_counts_and_pulls_no_further():
     """V_max / beta = 1 and log-ratios of 2 and 0: the margin is that of 1 and 0, the first has no gradient left."""
     batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([1.0]), source=t([0, 1]))

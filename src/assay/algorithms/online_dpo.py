@@ -43,15 +43,19 @@ class OnlineDPO(OnPolicy):
         return "pair"
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
-        """Probabilities that each pair's first answer is preferred; as a pair, equal answers weigh nothing."""
+        """The labels; as a pair, equal answers weigh nothing."""
+        counted = torch.where(batch.mask, batch.ids, -1)
+        differ = (counted[0::2] != counted[1::2]).any(1).float()
+        return self.labelled(batch).fill(pair_weight=differ)
+
+    def labelled(self, batch: TokenBatch) -> TokenBatch:
+        """With the probabilities that each pair's first answer is preferred."""
         gap = (batch.rewards[0::2] - batch.rewards[1::2]).double()
         chance = torch.sigmoid(gap)
         if self.label != "soft":
             drawn = torch.bernoulli(chance) if self.label == "bernoulli" else (gap > 0).double()
             chance = torch.where(gap == 0, 0.5, drawn)
-        counted = torch.where(batch.mask, batch.ids, -1)
-        differ = (counted[0::2] != counted[1::2]).any(1).float()
-        return batch.fill(preference=chance.float(), pair_weight=differ)
+        return batch.fill(preference=chance.float())
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
         """DPO's, or IPO's, on the two answers."""

@@ -41,8 +41,8 @@ class XPO(OnlineDPO):
             raise InputError("algorithm.alpha is empty: give one number, or several as a schedule")
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
-        """As Online DPO, and which alpha holds for this batch."""
-        batch = OnlineDPO.credit(self, batch, learners, memory)
+        """The labels, and which alpha holds for this batch. Equal answers count: they prefer nothing, but have a bonus."""
+        batch = self.labelled(batch)
         num = int(memory.get("batches", torch.zeros(())))
         memory["batches"] = torch.tensor(num + 1)
         alpha = self.alpha[min(num // self.alpha_batches, len(self.alpha) - 1)]

@@ -59,7 +59,7 @@ def tested(demo: Demo, run: Path, *, num: int, seed: int) -> dict[str, Any]:
     findings = json.loads((run / "evaluation.json").read_text())["findings"]
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     place = RunDirectory(str(run))
-    kept = ("step", "reward", "oracle", "kl", "entropy", "length_mean", "ref_nll")
+    kept = ("step", "reward", "oracle", "oracle_error", "proxy", "kl", "entropy", "length_mean", "ref_nll")
     curve = [{name: row[name] for name in kept if name in row} for row in place.read_metrics("policy")]
     notes = json.loads(place.provenance.read_text())["policy"]
     found = {f["probe"]: {name: f.get(name) for name in ("value", "interval", "n")} for f in findings}

@@ -66,8 +66,8 @@ def picture(lines: list[dict[str, Any]], path: Path) -> None:
         mine = [line["record"] for line in lines if line["cell"]["method"] == method]
         colour = f"C{methods.index(method)}"
         for record in mine:
-            looks = [row for row in record["curve"] if "oracle" in row and "kl" in row]
-            axes.plot([row["kl"] for row in looks], [row["oracle"] for row in looks], color=colour, alpha=0.2)
+            looks = [row for row in record["curve"] if "oracle" in row]  # the first is of the base, before any step
+            axes.plot([row.get("kl", 0.0) for row in looks], [row["oracle"] for row in looks], color=colour, alpha=0.2)
         ends = [[r["findings"][name]["value"] for r in mine] for name in ("kl", "oracle/policy")]
         axes.scatter(*ends, color=colour, s=8)
         (x, dx), (y, dy) = ((fmean(values), half_width(values)) for values in ends)

@@ -36,12 +36,13 @@ def table(lines: list[dict[str, Any]]) -> None:
     """Looks at the oracle, where it was best, and the end on further prompts."""
     for line in lines:
         record = line["record"]
-        looks = [(row["step"], row["oracle"], row["reward"], row["kl"]) for row in record["curve"] if "oracle" in row]
+        curve = [row for row in record["curve"] if "oracle" in row]
+        looks = [(row["step"], row["oracle"], row["proxy"], row.get("kl", 0.0)) for row in curve]
         best = max(looks, key=lambda look: look[1])
         print(f"{line['cell']['kind']} seed {line['cell']['seed']}: best look {best[1]:.3f} after step {best[0]}")
-        print("  step  oracle  reward      KL")
-        for step, oracle, reward, kl in looks:
-            print(f"  {step:4d} {oracle:7.3f} {reward:7.3f} {kl:7.2f}")
+        print("  step  oracle   proxy      KL")
+        for step, oracle, proxy, kl in looks:
+            print(f"  {step:4d} {oracle:7.3f} {proxy:7.3f} {kl:7.2f}")
         if "stopped" in record:
             print(f"  stopped: {record['stopped']}; kept step {record['kept_step']}")
         for probe in ("oracle/base", "oracle/policy", "gain", "reward/difference", "kl", "perplexity/ratio"):

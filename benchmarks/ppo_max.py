@@ -76,7 +76,7 @@ def optimise(args: argparse.Namespace, kind: str, prompts: Mapping[str, Path]) -
     run_assay("evaluate", "--run", run, *asked, "--reward", proxy, "--sampling.max_tokens", 64, "--seed", args.seed + 1)
     findings = json.loads((run / "evaluation.json").read_text())["findings"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    kept = ("step", "reward", "oracle", "kl", "entropy", "length_mean", "value_loss")
+    kept = ("step", "reward", "oracle", "proxy", "kl", "entropy", "length_mean", "ref_nll", "value_loss")
     shutil.rmtree(run / "policy", ignore_errors=True)
     return {
         "findings": {f["probe"]: {name: f.get(name) for name in ("value", "interval", "n")} for f in findings},

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from assay.shapes import (
     PairFloat,
+    RowBool,
     RowFloat,
     RowInt,
     RowLevels,
@@ -116,6 +117,7 @@ class TokenBatch(Table):
     group: RowInt  # the trunk that a response hangs from
     ranking: RowInt  # which ranking a row belongs to: 0, 0, 0, 1, 1, ..., best first in each
     key: RowInt  # tells judgements apart: the same for all rows of one, the same in every epoch
+    left_out: RowBool  # what prepare reads and the loss does not; absent: nothing
     weight: RowFloat  # how much a row counts in reductions; absent: 1
     rewards: RowFloat
     token_rewards: TokenFloat
@@ -129,7 +131,6 @@ class TokenBatch(Table):
     allowed: TokenBytes  # the vocabulary that a token was drawn from, a bit each; absent: all of it
     margin: PairFloat
     preference: PairFloat  # probability that row 2i is preferred; absent: 1
-    pair_weight: PairFloat  # how much a pair counts as a pair; absent: 1
 
     @property
     def num_rows(self) -> int:

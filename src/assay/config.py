@@ -107,9 +107,11 @@ class CriticSettings(Settings):
     """The critic of the algorithms that have one."""
 
     kind: Literal["separate", "shared", "adapter"] = "separate"  # a model, a head on the policy's body, or an adapter
-    start: str = ""  # of a separate one: "reward", the reward model, or any model; default: what the policy starts from
+    start: str = ""  # of a separate one: "policy", "reward" or any model; default: in ppo_max reward, else policy
     lr: float = 0.0  # 0: the policy's
-    alone: int = 0  # optimiser steps that it is trained before the policy's first
+    alone: int | None = (
+        None  # optimiser steps that it is trained before the policy's first; default: in ppo_max 16, else 0
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

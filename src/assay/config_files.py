@@ -88,11 +88,26 @@ AT_LEAST: Mapping[str, float] = {
     "patience": 1,
     "alpha_batches": 1,
     "target_kl": 0,
+    "kl_coef": 0,
+    "vf_coef": 0,
+    "ptx_coef": 0,
+    "entropy_coef": 0,
+    "gamma": 0,
+    "lam": 0,
+    "clip": 0,
+    "clip_low": 0,
+    "clip_high": 0,
+    "value_clip": 0,
+    "reward_clip": 0,
+    "advantage_clip": 0,
+    "sampler_clip": 0,
+    "v_max": 0,
+    "cut_penalty": 0,
     "smoothing": 0,
 }
 MORE_THAN_0 = ("sampling.temperature", "max_norm", "top_p", "share", "kl_horizon")
 MORE_THAN_0 += ("algorithm.beta", "algorithm.temperature", "lora.alpha", "labelled")
-AT_MOST_1 = ("top_p", "share", "mixture", "labelled", "warmup")
+AT_MOST_1 = ("top_p", "share", "mixture", "labelled", "warmup", "algorithm.gamma", "algorithm.lam")
 
 
 def check_numbers(config: Any) -> None:

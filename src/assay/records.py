@@ -337,6 +337,7 @@ class Rollout(Record):
     response: Response
     stop: Literal["stop", "length"]
     ids: tuple[int, ...] = ()
+    mask: tuple[bool, ...] = ()  # empty: all of them
     sampler_logprobs: tuple[float, ...] = ()
     reward: float = math.nan
     reward_parts: Mapping[str, float] = field(default_factory=dict)
@@ -345,8 +346,9 @@ class Rollout(Record):
     def __post_init__(self) -> None:
         if self.stop not in ("stop", "length"):
             raise ValueError(f"stop must be 'stop' or 'length'; got {self.stop!r}")
-        if self.sampler_logprobs and len(self.sampler_logprobs) != len(self.ids):
-            raise ValueError(f"{len(self.ids)} ids but {len(self.sampler_logprobs)} sampler_logprobs")
+        for name in ("mask", "sampler_logprobs"):
+            if (values := getattr(self, name)) and len(values) != len(self.ids):
+                raise ValueError(f"{len(self.ids)} ids but {len(values)} of {name}")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -355,8 +357,7 @@ class Rollout(Record):
         return cls(
             prompt=Prompt.from_json(data["prompt"]),
             response=_messages(data["response"]),
-            ids=tuple(data.get("ids", ())),
-            sampler_logprobs=tuple(data.get("sampler_logprobs", ())),
+            **{name: tuple(data.get(name, ())) for name in ("ids", "mask", "sampler_logprobs")},
             **fields,
         )
 

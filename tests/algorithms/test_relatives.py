@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from algorithms.by_hand import MOVED, PLAIN, TWO_STEPS, answers, gradient, ready, t
 from assay.algorithms.a2c import A2C
 from assay.algorithms.apa import APA
 from assay.algorithms.grpo import GRPO
@@ -17,55 +18,8 @@ from assay.algorithms.remax import ReMax
 from assay.algorithms.rloo import RLOO
 from assay.algorithms.sppo import SPPO
 from assay.algorithms.xpo import XPO
-from assay.batch import ModelOutput, TokenBatch, Trunks
+from assay.batch import ModelOutput
 from assay.engine.weights import item_weights
-
-t = torch.tensor
-
-
-class Says:
-    """A learner that gives these columns, whatever it is asked about."""
-
-    def __init__(self, **columns):
-        self.columns = columns
-
-    def forward(self, batch, reads, vocabulary=None):
-        return ModelOutput(**{name: value[: batch.num_rows] for name, value in self.columns.items()})
-
-
-def answers(rewards, *, width=2, lengths=None, groups=None, **columns):
-    """One prompt, unless `groups` says otherwise; every answer was drawn with log-probability -1 a token."""
-    num = len(rewards)
-    lengths = t([width] * num if lengths is None else lengths)
-    mask = torch.arange(width) < lengths[:, None]
-    groups = t([0] * num if groups is None else groups)
-    return TokenBatch(
-        prompts=Trunks(tuple(t([1]) for _ in range(int(groups.max()) + 1))),
-        ids=torch.arange(num * width).view(num, width),
-        mask=mask,
-        lengths=lengths,
-        group=groups,
-        rewards=t(rewards),
-        sampler_logprobs=torch.where(mask, -1.0, 0.0),
-        **columns,
-    )
-
-
-def ready(algorithm, batch, *, ref=None, values=None, memory=None):
-    same = Says(logprobs=batch.sampler_logprobs)
-    learners = {"policy": same, "reference": same if ref is None else Says(logprobs=ref), "value": Says(values=values)}
-    return algorithm.prepare(batch, learners, {} if memory is None else memory)
-
-
-def gradient(algorithm, batch, logprobs):
-    """d loss / d logprobs of the unreduced loss, summed."""
-    logprobs = logprobs.clone().requires_grad_()
-    values, _ = algorithm.losses()[0].fn(ModelOutput(logprobs=logprobs, entropy=torch.zeros_like(logprobs)), batch)
-    (found,) = torch.autograd.grad(values.sum(), logprobs)
-    return found
-
-
-PLAIN = {"kl_coef": 0.0, "track_kl": False, "sampler_clip": 0.0}
 
 
 def test_the_moving_baseline_is_the_mean_of_earlier_batches():
@@ -117,10 +71,6 @@ def test_grpo_divides_by_the_groups_deviation():
     both = answers([0.0, 2.0, 10.0, 10.0], width=1, groups=[0, 0, 1, 1])
     found = ready(GRPO(**PLAIN, scale="batch"), both).advantages[:, 0]
     assert found[1].item() == pytest.approx(1 / t([0.0, 2.0, 10.0, 10.0]).std().item(), rel=1e-4)
-
-
-TWO_STEPS = {**PLAIN, "num_epochs": 2, "scale": "none", "kl_in": "reward"}
-MOVED = t([[-1.0 + math.log(1.5), -1.0 + math.log(0.9)], [-1.0, -1.0]])  # ratios 1.5 and 0.9 in the better answer
 
 
 def test_gspo_clips_whole_answers():
@@ -245,16 +195,14 @@ def test_xpos_bonus_is_alpha_on_the_references_answer_alone():
 
 
 def test_xpos_bonus_counts_where_both_wrote_the_same():
-    """Two prompts, both answers equal at the first: Online DPO leaves it out, the bonus is a mean over both."""
-    batch = answers([0.0, 0.0, 1.0, 0.0], width=1, groups=[0, 0, 1, 1], source=t([0, 1, 0, 1]))
+    """Two prompts, both answers equal at the first, which is a tie: the bonus is a mean over both all the same."""
+    batch = answers([0.0, 0.0, 1.0, 1.0], width=1, groups=[0, 0, 1, 1], source=t([0, 1, 0, 1]))
     batch = batch.fill(ids=t([[7], [7], [5], [6]]), ref_logprobs=batch.sampler_logprobs)
-    assert item_weights(OnlineDPO().credit(batch, {}, {}), "pair").tolist() == [0.0, 1.0]
-    told = XPO(alpha=(0.5,)).credit(batch, {}, {})
-    weights = item_weights(told, "pair")
-    assert weights.tolist() == [0.5, 0.5]
+    algorithm = XPO(alpha=(0.5,))
+    told = algorithm.credit(batch, {}, {})
     logprobs = batch.sampler_logprobs.clone().requires_grad_()
-    loss, _ = XPO(alpha=(0.5,)).loss(ModelOutput(logprobs=logprobs), told.fill(preference=t([0.5, 0.5])))
-    (found,) = torch.autograd.grad((weights * loss).sum(), logprobs)
+    loss, _ = algorithm.loss(ModelOutput(logprobs=logprobs), told)
+    (found,) = torch.autograd.grad((item_weights(told, algorithm.reduction) * loss).sum(), logprobs)
     assert found[:, 0].tolist() == [0.0, 0.25, 0.0, 0.25]
 
 
@@ -281,17 +229,14 @@ def test_a_shift_of_rewards_changes_no_label_of_online_dpo():
         assert torch.equal(one.preference, other.preference) and one.preference[1] == 0.5
 
 
-def test_equal_answers_are_no_pair_but_are_watched():
-    """Two pairs, the second of equal answers: the loss reads the first alone, what is watched all four answers."""
-    batch = answers([1.0, 0.0, 0.0, 0.0], width=1).fill(ids=t([[5], [6], [7], [7]]))
-    batch = OnlineDPO().credit(batch, {}, {})
-    assert item_weights(batch, "pair").tolist() == [1.0, 0.0]
-    term = OnlineDPO().losses()[1]
-    out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [2.0], [4.0], [4.0]]))
-    _, metrics = term.fn(out, batch)
-    assert float((item_weights(batch, term.reduction, own=term.own) * metrics["entropy"]).sum()) == 3.0
-    same = OnlineDPO().credit(answers([1.0, 0.0]).fill(ids=torch.zeros(2, 2, dtype=torch.long)), {}, {})
-    assert item_weights(same, "pair").tolist() == [0.0] and item_weights(same, "response").tolist() == [0.5, 0.5]
+def test_equal_answers_are_a_tie_whatever_their_rewards():
+    """Two pairs, the second of equal answers that were paid 3 and 0: it says nothing, and pulls nowhere."""
+    batch = answers([1.0, 0.0, 3.0, 0.0], width=1, ref_logprobs=torch.full((4, 1), -1.0))
+    batch = batch.fill(ids=t([[5], [6], [7], [7]]))
+    for label in ("argmax", "bernoulli", "soft"):
+        told = OnlineDPO(label=label).credit(batch, {}, {})
+        assert told.preference[1] == 0.5 and told.preference[0] != 0.5
+        assert gradient(OnlineDPO(), told, batch.sampler_logprobs)[2:].tolist() == [[0.0], [0.0]]
 
 
 def test_the_kl_that_is_watched_is_that_of_the_policy_that_sampled():

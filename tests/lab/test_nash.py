@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from assay.algorithms.nash_md import NashMD
+from assay.engine.learner import Learner
+from assay.engine.weights import item_weights
 from assay.lab.feedback import compared
 from assay.lab.fit import maximise
 from assay.lab.nash import answer, mirror_step, nash_md
-from assay.lab.rollouts import world_of
+from assay.lab.rollouts import every_group, world_of
 from assay.lab.tabular import TabularModel
 from assay.rewards.likelihoods.comparisons import BradleyTerry
 from lab.training import Everything, training
@@ -101,6 +103,75 @@ def test_the_trained_method_ends_as_the_best_answer_to_its_mixture(mixture):
     assert torch.allclose(found, answer(mixed, wins, reference, tau), atol=2e-3)
     equilibrium = nash_md(wins, reference, tau, 2000)[-1]
     assert ((found - equilibrium).abs().max() > 0.02) == (mixture > 0)
+
+
+def judged(batch, wins):
+    """What a judge pays who is asked two by two: half the log-odds to the policy's answer, less half to the mixture's.
+
+    So the difference has the probability of winning, whether or not there is a reward of each answer that explains it.
+    """
+    odds = torch.logit(wins[batch.ids[0::2, 0], batch.ids[1::2, 0]])
+    return batch.fill(rewards=torch.stack([odds / 2, -odds / 2], 1).flatten())
+
+
+def natural_step(model, algorithm, wins, eta):
+    """The trained method's expected gradient, divided by the policy, and a step along it."""
+    batch = every_group(model, 1, model.world.oracle, draws=algorithm.draws, mixture=algorithm.mixture)
+    learners = {"policy": Learner(model), "reference": Learner(TabularModel(model.world, dtype=torch.float64))}
+    batch = algorithm.prepare(judged(batch, wins), learners, {})
+    term = algorithm.losses()[0]
+    values, _ = term.fn(model(batch, term.reads), batch)
+    (found,) = torch.autograd.grad((item_weights(batch, term.reduction) * values).sum(), model.logits)
+    with torch.no_grad():
+        model.logits -= eta * found / model.policy.exp()
+
+
+def beginner(reference, policy):
+    model = TabularModel(world_of(reference, torch.zeros(3).double()), dtype=torch.float64)
+    with torch.no_grad():
+        model.logits.copy_(policy.log())
+    return model
+
+
+LEANING = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+FAR = torch.tensor([0.05, 0.15, 0.8], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("eta", [0.05, 0.5])
+@pytest.mark.parametrize("reference", [EVEN, LEANING], ids=["even", "leaning"])
+def test_a_step_of_the_trained_method_is_the_mirror_step_in_a_cycle_too(reference, eta):
+    """With eta tau of the reference in the mixture: m exp(eta P(. beats m)), to rounding of the weights."""
+    tau = 0.4
+    model = beginner(reference, FAR)
+    natural_step(model, NashMD(kl_coef=tau, mixture=eta * tau), CYCLE, eta)
+    assert torch.allclose(model.probabilities[0], mirror_step(FAR, CYCLE, reference, tau, eta), atol=1e-6)
+    assert (model.probabilities[0] - FAR).abs().max() > 0.003
+
+
+@pytest.mark.parametrize("mixture", [0.0, 0.25])
+def test_in_rock_paper_scissors_the_trained_method_ends_even_and_stays(mixture):
+    """mu is even, so mu exp(P(. beats even) / tau) is. The policy itself gets there, not a mean over its way: without
+    the KL it goes round and round."""
+    last = {}
+    for tau in (0.2, 0.0):
+        model, path = beginner(EVEN, FAR), []
+        for _ in range(100):
+            natural_step(model, NashMD(kl_coef=tau, mixture=mixture), CYCLE, 0.5)
+            path.append(model.probabilities[0])
+        last[tau] = (torch.stack(path[-20:]) - EVEN).abs().amax(1)
+    assert last[0.2].max() < 2e-3 and last[0.2][-1] < 2e-4
+    assert last[0.0].min() > 0.3
+
+
+def test_in_a_cycle_the_trained_method_leans_against_what_the_reference_says_most():
+    """Where nothing is mixed in it ends at the game's equilibrium, which is its own best answer."""
+    tau, model = 0.2, beginner(LEANING, FAR)
+    for _ in range(100):
+        natural_step(model, NashMD(kl_coef=tau, mixture=0.0), CYCLE, 0.5)
+    found = model.probabilities[0]
+    assert torch.allclose(found, nash_md(CYCLE, LEANING, tau, 4000)[-1], atol=2e-3)
+    assert torch.allclose(found, answer(found, CYCLE, LEANING, tau), atol=2e-3)
+    assert (found - LEANING).abs().max() > 0.1
 
 
 def rewards_of(wins, seed=0):

@@ -1,6 +1,7 @@
 """Programmatic rewards that raise, hang, die or return nonsense, in a process of their own."""
 
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from assay.settings import InputError
 from assay.stages.rewarding import Rewards, load_rules
 
 RULES = '''
-import os, time
+import os, subprocess, sys, time
 
 def length(prompts, responses, topic, **columns):
     print("chatter that must not end up in the answer")
@@ -22,6 +23,24 @@ def hangs(prompts, responses, **columns):
         while True:
             pass
     return [1.0] * len(responses)
+
+def starts_what_hangs(prompts, responses, **columns):
+    subprocess.run([sys.executable, "-c", "import os, sys, time; print(os.getpid(), file=sys.stderr); "
+                    f"open({os.environ['PID']!r}, 'w').write(str(os.getpid())); time.sleep(600)"])
+    return [1.0] * len(responses)
+
+def counts_on(prompts, responses, **columns):
+    """A loop in C that no signal handler of Python's interrupts."""
+    sum(range(10**12))
+    return [1.0] * len(responses)
+
+def leaves(prompts, responses, **columns):
+    if any("exit()" in r[-1]["content"] for r in responses):
+        exit()
+    return [2.0] * len(responses)
+
+def huge(prompts, responses, **columns):
+    return [10**400] * len(responses)
 
 def dies(prompts, responses, **columns):
     os._exit(7)
@@ -107,6 +126,21 @@ def test_one_that_hangs_is_killed_in_time_and_the_next_call_goes_on(places):
     source.rules.close()
 
 
+@pytest.mark.parametrize("name", ["counts_on", "starts_what_hangs"])
+def test_nothing_of_what_hangs_is_left(name, places, tmp_path, monkeypatch):
+    """The process is gone, and so is the program that the reward started."""
+    monkeypatch.setenv("PID", str(tmp_path / "pid"))
+    source = rewards(places("length", name), timeout=3.0)
+    with pytest.raises(InputError, match="no answer within 3 s"):
+        source.rules.score_parts(["Hello."], [[{"role": "assistant", "content": "slow"}]], topic=["x"])
+    if name == "starts_what_hangs":
+        began, pid = time.monotonic(), int((tmp_path / "pid").read_text())
+        while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+            assert time.monotonic() - began < 10
+            time.sleep(0.05)
+    assert source.rules.close() == 0
+
+
 def test_only_the_prompts_that_failed_are_masked(places):
     source = rewards(places("raises"), then="mask")
     told = source(rollouts("fine", "good", "bad", "fine"), 2)
@@ -144,6 +178,8 @@ def test_retries_have_an_end(places):
     ("name", "said"),
     [
         ("raises", "'raises' failed on 1 responses: ValueError: no such thing"),
+        ("leaves", "'leaves' failed on 1 responses: SystemExit"),
+        ("huge", "got inf for response 0"),
         ("none", "'none' must return 1 finite numbers, one per response; got None"),
         ("nan", "got nan for response 0"),
         ("text", "got str 'good' for response 0"),
@@ -154,7 +190,7 @@ def test_retries_have_an_end(places):
 def test_what_went_wrong_is_said_in_one_line(name, said, timeout, places):
     source = rewards(places(name), timeout=timeout)
     with pytest.raises(InputError) as error:
-        source(rollouts("bad"), 1)
+        source(rollouts("bad exit()"), 1)
     assert said in str(error.value) and "\n" not in str(error.value)
     if timeout:
         source.rules.close()

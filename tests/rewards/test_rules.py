@@ -172,6 +172,27 @@ def test_rollouts_are_filled_with_rewards_and_parts() -> None:
     assert filled[1].reward_parts == {"kl": -1.0, "spy": 2.0, "length_lover": 1.0}
 
 
+def test_the_number_of_tokens_is_of_what_the_policy_wrote() -> None:
+    """Five tokens of which an environment said three."""
+    told: dict[str, Any] = {"prompt": user_prompt("Hi"), "response": reply("x"), "stop": "stop", "ids": (1, 2, 3, 4, 5)}
+    seen: list[Any] = []
+
+    def spy(prompts: Any, responses: Any, num_tokens: Any) -> list[float]:
+        seen.extend(num_tokens)
+        return [0.0] * len(responses)
+
+    fill_rewards(Rule(spy), [Rollout(**told), Rollout(**told, mask=(True, False, False, False, True))])
+    assert seen == [5, 2]
+    with pytest.raises(ValueError, match="5 ids but 1 of mask"):
+        Rollout(**told, mask=(True,))
+
+
+@pytest.mark.parametrize("name", ["model", "judge", "model_uncertainty"])
+def test_a_rule_cannot_be_called_as_another_part(name: str) -> None:
+    with pytest.raises(InputError, match="would be taken for another part"):
+        combine([(1.0, Rule(length_lover, name))])
+
+
 def test_an_oracle_as_a_reward_gives_what_the_oracle_gives() -> None:
     asked, answer = user_prompt("How do I bake bread?"), reply("Bread is easy to bake, and I am happy to help.")
     (rollout,) = fill_rewards(from_oracle(TextOracle()), [Rollout(prompt=asked, response=answer, stop="stop")])

@@ -35,6 +35,10 @@ def drawn():
     return sampler.draw(PROMPTS[:3], 4, torch.Generator().manual_seed(0))
 
 
+def paid_by(dense, drawn, batch):
+    return dense(dense.read(drawn.rollouts), batch)
+
+
 def test_token_rewards_sum_to_the_models_own(dense, drawn):
     model = RewardModel.from_pretrained(dense, dtype="float32")
     found = at_sampled_tokens(model, drawn.rollouts, Encoder(tokenizer()))
@@ -42,7 +46,7 @@ def test_token_rewards_sum_to_the_models_own(dense, drawn):
     assert [len(row) for row in found] == [len(r.ids) for r in drawn.rollouts]
     assert [float(row.sum()) for row in found] == pytest.approx(whole, abs=1e-4)
     batch = drawn.batch([0.0] * 12)
-    paid = Dense(model, "rewards", Encoder(tokenizer()))(drawn.rollouts, batch)
+    paid = paid_by(Dense(model, "rewards", Encoder(tokenizer())), drawn, batch)
     assert (paid[~batch.mask] == 0).all() and paid.sum(1).tolist() == pytest.approx(whole, abs=1e-4)
 
 
@@ -127,10 +131,10 @@ def test_attributions_share_the_reward_and_potentials_pay_nothing_in_all(tmp_pat
     rewards = torch.randn(12, generator=torch.Generator().manual_seed(0)).tolist()
     batch = drawn.batch(rewards)
     for kind in ("attributions", "potentials"):
-        paid = Dense(model, kind, Encoder(tokenizer()))(drawn.rollouts, batch)
+        paid = paid_by(Dense(model, kind, Encoder(tokenizer())), drawn, batch)
         assert paid.sum(1).tolist() == pytest.approx(rewards, abs=1e-4)
         assert (paid[~batch.mask] == 0).all()
-    own = Dense(model, "rewards", Encoder(tokenizer()))(drawn.rollouts, batch)
+    own = paid_by(Dense(model, "rewards", Encoder(tokenizer())), drawn, batch)
     assert own.sum(1).tolist() == pytest.approx(model.score([(r.prompt, r.response) for r in drawn.rollouts]), abs=1e-4)
 
 

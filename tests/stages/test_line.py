@@ -65,7 +65,8 @@ def test_metrics_have_the_documented_names(line):
     reward, policy = line.read_metrics("reward"), line.read_metrics("policy")
     assert [row["step"] for row in reward] == list(range(1, len(reward) + 1))
     assert {"loss", "nll", "accuracy", "margin", "mean_reward", "grad_norm", "lr", "seconds"} <= set(reward[0])
-    assert [row["step"] for row in policy] == [1, 2, 3]
+    assert [row["step"] for row in policy] == [0, 1, 2, 3]
+    assert set(policy.pop(0)) == {"step", "stage", "oracle", "oracle_error", "proxy"}  # the base, before any step
     assert {
         "loss", "reward", "reward_std", "frac_reward_zero_std", "rewards/model/mean", "length_mean", "share_cut", "kl",
         "kl_k3", "kl_per_token", "kl_k3_per_token", "entropy", "sampler_gap", "grad_norm", "lr", "seconds",

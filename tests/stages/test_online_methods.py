@@ -71,11 +71,36 @@ def test_a_critic_alone_leaves_the_policy_as_it_is(asked, tmp_path):
     assert rows[3]["value_loss"] < rows[0]["value_loss"]
 
 
+def test_ppo_max_begins_with_its_critic(asked, tmp_path):
+    """From the reward model, trained alone for 16 steps, unless it is told otherwise; plain PPO from the policy."""
+    assert train(tmp_path / "max", asked, "ppo_max", "--steps", "1") == OK
+    rows = RunDirectory(tmp_path / "max").read_metrics("policy")
+    assert len(rows) == 17 and "kl" not in rows[15] and abs(rows[16]["kl"]) < 1e-6
+    value = load_file(tiny_reward() + "/model.safetensors")["score.weight"]
+    assert rows[0]["value"] != 0 and value.abs().max() > 0  # a head that starts at 0 would say 0
+    told = ["--critic.start", "policy", "--critic.alone", "0"]
+    assert train(tmp_path / "told", asked, "ppo_max", "--steps", "1", *told) == OK
+    (row,) = RunDirectory(tmp_path / "told").read_metrics("policy")
+    assert row["value"] == 0
+    rules = tmp_path / "rules.py"
+    rules.write_text("def one(prompts, responses, **_):\n    return [float(len(r)) for r in responses]\n")
+    words = ["--rules", f"{rules}:one", "--critic.alone", "1", "--steps", "1"]
+    assert train(tmp_path / "rules", asked, "ppo_max", *words, reward=False) == OK  # no reward model to start from
+    assert RunDirectory(tmp_path / "rules").read_metrics("policy")[0]["value"] == 0
+    assert train(tmp_path / "ppo", asked, "ppo", "--steps", "1") == OK
+    assert RunDirectory(tmp_path / "ppo").read_metrics("policy")[0]["value"] == 0
+
+
 def test_what_is_cut_by_top_p_is_scored_under_the_cut(asked, tmp_path):
-    """The ratio is 1 at the first step, and the policy's KL to the reference, which is itself, 0."""
-    assert train(tmp_path, asked, "grpo", "--sampling.top_p", "0.7", "--sampling.temperature", "0.8") == OK
-    first = RunDirectory(tmp_path).read_metrics("policy")[0]
+    """The ratio is 1 at the first step, and the policy's KL to the reference, which is itself, 0.
+
+    Of two updates on a batch: with a single one the old log-probabilities are the policy's own and the ratio 1 by that.
+    """
+    words = ["--sampling.top_p", "0.7", "--sampling.temperature", "0.8", "--algorithm.num_epochs", "2", "--steps", "2"]
+    assert train(tmp_path, asked, "grpo", *words) == OK
+    first, then = RunDirectory(tmp_path).read_metrics("policy")
     assert first["sampler_gap"] < 1e-5 and abs(first["kl"]) < 1e-6 and first["ratio_spread"] == 0
+    assert then["ratio_spread"] > 1e-3
 
 
 def test_a_further_stream_of_text_is_learned_beside(asked, tmp_path):
@@ -104,6 +129,12 @@ REFUSED = [
     (["rloo", "--algorithm.kl_coef", "0", "--algorithm.track_kl", "false", "--reference.every", "2"], "no reference"),
     (["ppo", "--algorithm.target_kl", "2", "--critic.alone", "2"], "would sink"),
     (["ppo", "--critic.lr", "1e-4", "--optimiser.lr", "0"], "a multiple inside"),
+    (["ppo_max", "--algorithm.target_kl", "2"], "would sink"),
+    (["ppo", "--algorithm.reward_clip=-1"], "algorithm.reward_clip must be at least 0"),
+    (["xpo", "--algorithm.v_max=-1"], "algorithm.v_max must be at least 0"),
+    (["xpo", "--algorithm.alpha=-1"], "none below 0"),
+    (["reinforce", "--algorithm.decay", "1"], "algorithm.decay must be at least 0 and less than 1"),
+    (["ppo", "--algorithm.lam", "1.5"], "algorithm.lam must be at most 1"),
     (["rloo", "--stop.patience", "0"], "must be at least 1"),
     (["sppo", "--algorithm.beta", "0"], "must be more than 0"),
     (["reinforce_pp", "--algorithm.baseline", "group", "--num_answers", "1"], "compares at least 2 answers"),

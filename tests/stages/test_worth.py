@@ -12,12 +12,15 @@ from assay.algorithms.grpo import GRPO
 from assay.algorithms.ppo import PPO
 from assay.algorithms.reinforce import REINFORCE
 from assay.algorithms.reinforce_pp import REINFORCEPP
+from assay.algorithms.rloo import RLOO
 from assay.cli import FAULT, OK, WRONG_INPUT, main
 from assay.config import PolicyConfig
 from assay.engine.samples import SamplingSettings
 from assay.records import user_prompt
 from assay.report.run import RunDirectory
+from assay.rewards.apart import FaultSettings
 from assay.rewards.readout import Readout
+from assay.settings import InputError
 from assay.stages.online import Rollouts, Watch
 from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
@@ -109,6 +112,50 @@ def test_an_environment_pays_where_it_does_and_rules_at_the_end(sampler, files):
     assert made.facts["reward"] == pytest.approx(float(batch.rewards.mean()), abs=1e-4)
 
 
+def test_what_an_environment_says_is_not_what_the_policy_wrote(sampler, files):
+    """Its tokens do not count as the answer's, its words not as repetition."""
+    (files / "rules.py").write_text(
+        "def tokens(prompts, responses, num_tokens):\n    return [float(number) for number in num_tokens]\n"
+    )
+    said = GAME.replace("Go on, and tell me more of it.", "on and on and on and on and on and on and on")
+    (files / "game.py").write_text(said)
+    made = source(sampler, files, RLOO(), rules=["tokens"], game="Game")
+    batch = made.next()["main"]
+    beside = batch.rewards - batch.token_rewards.sum(1)
+    at_end = torch.tensor([float(m.sum()) for m in batch.mask])
+    told = made.facts["rewards/tokens/mean"]
+    assert told == pytest.approx(float(at_end.mean())) and beside.abs().max() < 1e-4
+    assert made.facts["distinct_2"] > 0.9
+
+
+class Deaf(Halves):
+    """Has no finite opinion of tokens where a prompt speaks of birds."""
+
+    name = "deaf"
+
+    def token_rewards(self, conversations):
+        birds = ["two birds" in prompt.messages[0].content for prompt, _ in conversations]
+        sizes = [len(self.encode(conversation).ids) for conversation in conversations]
+        return [torch.full((size,), float("nan") if bird else 0.5) for size, bird in zip(sizes, birds, strict=True)]
+
+
+def test_prompts_whose_tokens_cannot_be_paid_are_left_out_too(sampler, files):
+    """Of six prompts two speak of birds; without `mask` the run ends with the model's name."""
+    birds = sum("two birds" in prompt.messages[0].content for prompt in PROMPTS[:6])
+    assert 0 < birds < 6
+    rewards = Rewards(None, 1.0, load_rules([f"{files}/rules.py:length"]), {}, FaultSettings(then="mask"))
+    config = PolicyConfig(algorithm=PPO(), num_answers=2, batch_size=6)
+    dense = Dense(Deaf(), "attributions", Encoder(tokenizer()))
+    made = Rollouts(sampler, PROMPTS[:6], rewards, config, None, dense)
+    batch = made.next()["main"]
+    assert len(batch.prompts) == 6 - birds and made.facts["prompts_without_rewards"] == birds
+    assert batch.token_rewards.isfinite().all()
+    assert batch.token_rewards.sum(1).tolist() == pytest.approx(batch.rewards.tolist(), abs=1e-4)
+    rewards.faults = FaultSettings()
+    with pytest.raises(InputError, match=r"deaf, at tokens, gives 4 of 12 answers .* no finite number"):
+        made.next()
+
+
 def test_dynamic_sampling_sees_what_the_environment_pays(sampler, files):
     differing = source(sampler, files, GRPO(dynamic_sampling=True), game="Game")
     differing.next()
@@ -154,8 +201,8 @@ def test_many_watched_prompts_are_answered_in_portions(sampler, monkeypatch):
     assert sizes == [4, 4, 2] and [p.id for p in seen] == [p.id for p in PROMPTS[:10]]
 
 
-def test_a_batch_of_cut_answers_alone_leaves_the_baseline_as_it_is(files, tmp_path):
-    """With `mask` nothing is read of it; the next batch learns as if it had not been there."""
+def test_batches_of_cut_answers_alone_teach_a_moving_baseline_at_most(files, tmp_path):
+    """With `mask` nothing of theirs is learned, whatever their rewards were."""
     words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--cut_answers", "mask"]
     words += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--rules", f"{files}/rules.py:length"]
     words += ["--algorithm.name", "reinforce", "--num_answers", 1, "--batch_size", 1, "--steps", 24]

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from assay.algorithms.xpo import XPO
 from assay.batch import TokenBatch, Trunks
 from assay.engine.checkpoint import load_checkpoint, save_checkpoint
 from assay.shapes import RowFloat, TokenFloat
@@ -198,6 +199,17 @@ def test_replay_with_one_update_starts_with_the_batch_itself():
     place.fill({"main": second})
     rows = rows_of(place.next()["main"])
     assert len(set(rows)) == 12 and min(rows) < 12 and max(rows) >= 30
+
+
+def test_what_is_the_newest_batchs_is_so_in_all_that_is_replayed():
+    """XPO's alpha: once the schedule says 0, no older comparison is trained with what held when it was asked."""
+    place = Buffer(XPO(alpha=(0.5, 0.0), alpha_batches=1))
+    for alpha, start in ((0.5, 0), (0.0, 30)):
+        batch = batch_of((2,) * 6, start=start)
+        place.fill({"main": batch.fill(declared={"alpha": RowFloat}, alpha=torch.full((12,), alpha))})
+        part = place.next()["main"]
+        assert set(part.alpha.tolist()) == {alpha}
+    assert min(rows_of(part)) < 12 and max(rows_of(part)) >= 30
 
 
 def test_without_replay_older_batches_are_forgotten():

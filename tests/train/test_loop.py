@@ -245,3 +245,14 @@ def test_a_moving_reference_follows_after_the_step_and_is_resumed(tmp_path):
     assert resumed.resume() and not moved(three["reference"], second["reference"])
     resumed.run(lambda _: None, until=4)
     assert not moved(four["reference"], second["reference"]) and not moved(four["policy"], second["policy"])
+
+
+def test_a_critic_whose_gradient_is_not_finite_stops_the_policy_too(tmp_path, monkeypatch):
+    """Neither moves: what the error says, that nothing was updated, holds of both."""
+    learners = {"policy": learner(), "value": learner(heads=("value",))}
+    run = training(tmp_path, TwoLosses(), learners, every=0)
+    before = {role: weights(worker) for role, worker in learners.items()}
+    monkeypatch.setattr(learners["value"].optimizer, "gradient_norm", lambda: float("nan"))
+    with pytest.raises(FloatingPointError, match="nothing was updated"):
+        run.run(lambda _: None)
+    assert not any(moved(before[role], worker) for role, worker in learners.items())

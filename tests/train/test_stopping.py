@@ -56,13 +56,30 @@ def test_the_other_limits(name, limit, measure, values):
     assert told[:2] == ["", ""] and told[2].endswith(f"(stop.{name})")
 
 
-def test_the_best_look_is_known():
-    stopping = Stopping(StopSettings(oracle_drop=0.5, **EXACT))
+@pytest.mark.parametrize("smoothing", [0.0, 0.5])
+def test_the_best_look_is_the_one_that_was_highest(smoothing):
+    """At smoothing 0.5 the mean still rises from 5 to 5.5 while the oracle falls from 10: the peak is what is kept."""
+    stopping = Stopping(StopSettings(oracle_drop=0.3, smoothing=smoothing))
     found = []
-    for value in (1.0, 3.0, 2.5, 3.5):
+    for value in (0.0, 10.0, 6.0, 5.5, 11.0):
         stopping.see({"oracle": value})
         found.append(stopping.is_best)
-    assert found == [True, True, False, True]
+    assert found == [True, True, False, False, True]
+    stopping.see({"kl": 1.0})  # no look
+    assert not stopping.is_best
+
+
+def test_what_was_never_gained_cannot_be_lost():
+    """A standard error of 0.1: dips by less say nothing, also after a "gain" of 0.15; a fall by more does."""
+    settings = StopSettings(oracle_drop=0.9, **EXACT)
+
+    def told(*looks):
+        return reasons(settings, [{"oracle": look, "oracle_error": 0.1} for look in looks])
+
+    assert told(0.50, 0.49, 0.49, 0.42) == [""] * 4
+    assert told(0.50, 0.65, 0.56, 0.56) == [""] * 4
+    assert told(0.50, 0.39, 0.39)[-1] == "oracle is 0.39, its limit 0.4 (stop.oracle_drop)"
+    assert told(0.50, 0.75, 0.52, 0.52)[-1] == "oracle is 0.52, its limit 0.525 (stop.oracle_drop)"
 
 
 def test_it_goes_on_from_its_state():

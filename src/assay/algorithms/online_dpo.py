@@ -18,8 +18,8 @@ class OnlineDPO(OnPolicy):
     """Two answers a prompt, or more in pairs; which one is preferred is drawn or decided by their rewards.
 
     `label`: "bernoulli" draws it with Bradley-Terry's probability, as a person would answer; "argmax" always takes the
-    higher reward; "soft" keeps the probability. Equal rewards are a tie, which a coin would only make noisier; equal
-    answers do not count.
+    higher reward; "soft" keeps the probability. Equal rewards are a tie, which a coin would only make noisier, and so are
+    equal answers.
     """
 
     name: Any = "online_dpo"
@@ -43,19 +43,15 @@ class OnlineDPO(OnPolicy):
         return "pair"
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
-        """The labels; as a pair, equal answers weigh nothing."""
+        """Probabilities that each pair's first answer is preferred."""
         counted = torch.where(batch.mask, batch.ids, -1)
-        differ = (counted[0::2] != counted[1::2]).any(1).float()
-        return self.labelled(batch).fill(pair_weight=differ)
-
-    def labelled(self, batch: TokenBatch) -> TokenBatch:
-        """With the probabilities that each pair's first answer is preferred."""
+        same = (counted[0::2] == counted[1::2]).all(1)
         gap = (batch.rewards[0::2] - batch.rewards[1::2]).double()
         chance = torch.sigmoid(gap)
         if self.label != "soft":
             drawn = torch.bernoulli(chance) if self.label == "bernoulli" else (gap > 0).double()
             chance = torch.where(gap == 0, 0.5, drawn)
-        return batch.fill(preference=chance.float())
+        return batch.fill(preference=torch.where(same, 0.5, chance).float())
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
         """DPO's, or IPO's, on the two answers."""

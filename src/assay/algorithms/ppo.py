@@ -84,7 +84,8 @@ class PPO(A2C):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PPOMax(PPO):
     """PPO as its tricks were found to work together: token-wise KL, rewards normalised over history and cut, a bounded
-    critic, small buffers. The critic starts from the reward model and is trained alone first, see `critic` settings.
+    critic, small buffers. The critic starts from the reward model and is trained alone first, unless `critic` settings
+    say otherwise.
     """
 
     name: Any = "ppo_max"
@@ -95,3 +96,6 @@ class PPOMax(PPO):
     whiten_advantages: bool = False
     reward_norm: Literal["none", "scale", "moments"] = "moments"
     reward_clip: float = 0.8
+
+    critic_start: ClassVar[str] = "reward"
+    critic_alone: ClassVar[int] = 16  # optimiser steps; the paper tells no number

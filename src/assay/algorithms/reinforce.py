@@ -10,6 +10,7 @@ from assay.algorithms.on_policy import TokenWise, old_logprobs
 from assay.batch import ModelOutput, TokenBatch
 from assay.losses.credit import rewards_to_go
 from assay.losses.policy import policy_gradient
+from assay.settings import InputError
 from assay.shapes import TokenFloat
 
 
@@ -22,6 +23,10 @@ class REINFORCE(TokenWise):
     decay: float = 0.9  # of the moving baseline
 
     credits_tokens: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise InputError(f"algorithm.decay must be at least 0 and less than 1; got {self.decay}")
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Rewards to go, less the baseline; the first batch has none to take off."""

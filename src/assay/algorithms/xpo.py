@@ -21,8 +21,8 @@ from assay.shapes import PairFloat, RowFloat
 class XPO(OnlineDPO):
     """One answer by the policy and one by the reference; `alpha` times the latter's log-probability is minimised too.
 
-    A list of alphas is a schedule: each holds for `alpha_batches` batches of rollouts, the last one on to the end. With
-    `v_max` no log-ratio counts beyond v_max / beta, nor pulls further.
+    A list of alphas is a schedule: each holds for `alpha_batches` batches of rollouts, on all comparisons that are used
+    meanwhile, the last one on to the end. With `v_max` no log-ratio counts beyond v_max / beta, nor pulls further.
     """
 
     name: Any = "xpo"
@@ -32,17 +32,20 @@ class XPO(OnlineDPO):
     v_max: float = 0.0  # 0: no bound
 
     draws: ClassVar[tuple[str, ...]] = ("reference",)
+    newest: ClassVar[tuple[str, ...]] = ("alpha",)
     min_answers: ClassVar[int] = 1
     even_answers: ClassVar[bool] = False
     most_answers: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        if not self.alpha:
-            raise InputError("algorithm.alpha is empty: give one number, or several as a schedule")
+        if not self.alpha or not all(alpha >= 0 for alpha in self.alpha):
+            raise InputError(
+                f"algorithm.alpha: give one number, or several as a schedule, none below 0; got {self.alpha}"
+            )
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
-        """The labels, and which alpha holds for this batch. Equal answers count: they prefer nothing, but have a bonus."""
-        batch = self.labelled(batch)
+        """As Online DPO, and which alpha holds."""
+        batch = OnlineDPO.credit(self, batch, learners, memory)
         num = int(memory.get("batches", torch.zeros(())))
         memory["batches"] = torch.tensor(num + 1)
         alpha = self.alpha[min(num // self.alpha_batches, len(self.alpha) - 1)]

@@ -100,6 +100,11 @@ class Learner:
             named["vocabulary"] = {name: columns[f"vocabulary.{name}"] for name in vocabulary}
         return ModelOutput(**named)
 
+    def check_gradient(self) -> None:
+        """FloatingPointError where what was accumulated is not finite."""
+        if self.optimizer is not None:
+            self.optimizer.check_gradient()
+
     def step(self, *, lr: float, max_norm: float | None) -> float:
         """One optimiser step on what was accumulated; returns the gradient's norm before clipping."""
         if self.optimizer is None:

@@ -63,6 +63,14 @@ class FlatAdamW:
         parts = [part for group in self.groups for part in _by_rows(group.grad)]
         return float(torch.cat([torch.linalg.vector_norm(part, dim=1) for part in parts]).norm())
 
+    def check_gradient(self) -> float:
+        """The norm of all gradients; they are forgotten and FloatingPointError is raised where it is not finite."""
+        norm = self.gradient_norm()
+        if not norm < float("inf"):
+            self.zero_grad()
+            raise FloatingPointError(f"the gradient's norm is {norm}: nothing was updated")
+        return norm
+
     @torch.no_grad()
     def step(self, *, lr: float, max_norm: float | None) -> float:
         """Clip to `max_norm`, update, zero the gradients. Returns the norm before clipping.
@@ -73,10 +81,7 @@ class FlatAdamW:
         if self.pull:
             for group, start in self.starts:
                 group.grad.add_(group.master.data, alpha=self.pull).sub_(start, alpha=self.pull)
-        norm = self.gradient_norm()
-        if not norm < float("inf"):
-            self.zero_grad()
-            raise FloatingPointError(f"the gradient's norm is {norm}: nothing was updated")
+        norm = self.check_gradient()
         for group, options in zip(self.groups, self.adam.param_groups, strict=True):
             if max_norm is not None and norm > max_norm:
                 group.grad.mul_(max_norm / norm)

@@ -34,7 +34,8 @@ def sample(
 ) -> Samples:
     """`num` answers to each prompt. `stop` are the ids that end an answer.
 
-    Each answer's draws depend on the generator and its place alone, not on when its neighbours end.
+    Each answer's draws depend on the generator and its place alone, not on when its neighbours end; nor do those of a
+    further call.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt to sample from needs at least one token")
@@ -52,8 +53,9 @@ def sample(
     stopped = torch.zeros(slots, dtype=torch.bool)
     stops = torch.tensor(list(stop))
     active = torch.arange(slots)
+    uniforms = torch.rand(settings.max_tokens, slots, generator=generator)  # all of them, whenever the answers end
     for t in range(settings.max_tokens):
-        uniform = torch.rand(slots, generator=generator)[active].to(model.device)
+        uniform = uniforms[t, active].to(model.device)
         scores, keep = _distribution(own, others, settings, drawing)
         token = scores.argmax(-1) if drawing.greedy else draw(scores, uniform)
         ids[active, t] = token.cpu()

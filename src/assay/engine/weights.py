@@ -13,7 +13,6 @@ def item_weights(batch: TokenBatch, reduction: Reduction, *, own: bool = False) 
     """[B, T] for "token" and "sequence", [B] for "response", [P] for "pair", [G] for "ranking"; all 0 if none counts.
 
     A pair or ranking with a response that does not count, does not count; with `own` only the policy's responses do.
-    `pair_weight` weighs pairs and nothing else.
     """
     row = batch.weight if "weight" in batch else torch.ones(batch.num_rows)
     if own and "source" in batch:
@@ -29,8 +28,7 @@ def item_weights(batch: TokenBatch, reduction: Reduction, *, own: bool = False) 
         return _share(present)
     if reduction == "ranking":
         return _share(torch.ones(int(batch.ranking.max()) + 1).scatter_reduce(0, batch.ranking, present, "prod"))
-    both = present[0::2] * present[1::2]
-    return _share(both * batch.pair_weight if "pair_weight" in batch else both)
+    return _share(present[0::2] * present[1::2])
 
 
 def _share(weights: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from assay.algorithms.online_dpo import OnlineDPO
 from assay.engine.learner import Learner
-from assay.engine.weights import item_weights
 from assay.lab.rollouts import drawn_from, rollouts
 from assay.lab.tabular import TabularModel, batch_of
 from assay.lab.world import World
@@ -65,7 +64,7 @@ def explore(
     models: dict[str, Any] = {"policy": model, "reference": TabularModel(wide, dtype=torch.float64)}
     learners = {role: Learner(one) for role, one in models.items()}
     contexts, bound = torch.arange(seeds), v_max / algorithm.beta
-    asked, regrets, furthest = torch.zeros(0, 5, dtype=torch.float64), [], torch.zeros(())
+    asked, regrets, furthest = torch.zeros(0, 4, dtype=torch.float64), [], torch.zeros(())
     for _ in range(steps):
         regrets.append(_regret(wide, model.probabilities, algorithm.beta))
         moved = (model.policy - wide.reference).abs().max()
@@ -74,8 +73,7 @@ def explore(
         answers += [_drawn(drawn_from(name, model)) for name in algorithm.draws]
         batch = rollouts(model, contexts, torch.stack(answers, 1), wide.oracle, 2 - len(algorithm.draws))
         ready = algorithm.prepare(batch, learners, memory)
-        counts = item_weights(ready, "pair") > 0
-        new = torch.stack([contexts, *answers, ready.preference, counts], 1).double()
+        new = torch.stack([contexts, *answers, ready.preference], 1).double()
         asked = torch.cat([asked, new])
         _minimise(model, algorithm, asked, bound, updates, lr)
     return torch.stack(regrets), furthest
@@ -92,9 +90,8 @@ def _regret(world: World, policy: Tensor, beta: float) -> Tensor:
 
 
 def _minimise(model: TabularModel, algorithm: OnlineDPO, asked: Tensor, bound: float, updates: int, lr: float) -> None:
-    """All comparisons (context, first, second, preference, weight) [N, 5] into the policy; equal ones are added up."""
-    kinds, which = torch.unique(asked[:, :4], dim=0, return_inverse=True)
-    weights = torch.zeros(len(kinds), dtype=torch.float64).index_add(0, which, asked[:, 4])
+    """All comparisons (context, first, second, preference) [N, 4] into the policy; equal ones are counted once."""
+    kinds, counts = torch.unique(asked, dim=0, return_counts=True)
     contexts, first, second = (column.long() for column in kinds[:, :3].T)
     pairs = torch.stack([first, second], 1).flatten()
     batch = batch_of(model.world, contexts.repeat_interleave(2), pairs, groups_of=2)
@@ -110,7 +107,7 @@ def _minimise(model: TabularModel, algorithm: OnlineDPO, asked: Tensor, bound: f
     for update in range(updates):
         optimiser.param_groups[0]["lr"] = lr * (1 - update / updates)
         values, _ = algorithm.loss(model(batch, ("logprobs",)), batch)
-        (model.logits.grad,) = torch.autograd.grad((weights * values).sum(), model.logits)
+        (model.logits.grad,) = torch.autograd.grad((counts * values).sum(), model.logits)
         optimiser.step()
         with torch.no_grad():
             moved = model.logits - model.world.reference

@@ -1,7 +1,10 @@
-"""Programmatic rewards in a process of their own, which is killed when it does not answer in time. No torch."""
+"""Programmatic rewards in a process of their own, killed with all that it started when it is late. No torch."""
 
+import contextlib
 import json
+import os
 import selectors
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,14 +69,17 @@ class Apart:
         except BrokenPipeError:
             self.close()
             raise InputError(f"the process of the rewards ({', '.join(self.places)}) died; see its output") from None
-        answer = self._read(process, self.timeout)
+        try:
+            answer = self._read(process, self.timeout)
+        except KeyboardInterrupt:  # it has a session of its own, which the keyboard does not reach
+            self.close()
+            raise
         if answer is None:
             self.close()
             names = ", ".join(rule.name for _, rule in self.parts)
             raise InputError(f"reward function {names}: no answer within {self.timeout:g} s; its process was killed")
         if not answer:
-            code = process.wait()
-            self.close()
+            code = self.close()
             raise InputError(f"the process of the rewards ({', '.join(self.places)}) ended with exit code {code}")
         return json.loads(answer)
 
@@ -94,15 +100,18 @@ class Apart:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
+                start_new_session=True,  # what a reward starts ends with it
             )
             if self._read(self.process, max(self.timeout, START)) is None:  # "ready": imports have a time of their own
                 self.close()
                 raise InputError(f"the imports of {', '.join(self.places)} took longer than {START:g} s; killed")
         return self.process
 
-    def close(self) -> None:
-        """End the process."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
+    def close(self) -> int:
+        """End the process and what it started; its exit code, 0 where there was none."""
+        process, self.process = self.process, None
+        if process is None:
+            return 0
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()

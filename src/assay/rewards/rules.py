@@ -33,6 +33,9 @@ RewardFunction = Callable[..., Any]
 TAKEN = ("self", "prompts", "responses", "num_tokens", "stopped")
 """Names that no column can have beside what every reward is called with."""
 
+RESERVED = ("model", "model_uncertainty", "judge")
+"""Names of the parts of a policy's reward that are no rules."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:
@@ -106,6 +109,8 @@ def combine(parts: Iterable[tuple[float, RewardFunction | str]], *, name: str = 
         if isinstance(weight, bool) or not isinstance(weight, numbers.Real) or not math.isfinite(weight):
             raise InputError(f"the weight of a reward must be a finite number; got {weight!r}")
         rule = load(reward) if isinstance(reward, str) else as_rule(reward)
+        if rule.name in RESERVED:
+            raise InputError(f"a reward called {rule.name!r} would be taken for another part of the sum: rename it")
         same = sum(rule.name == other.name.partition("#")[0] for _, other in rules)
         rules.append((float(weight), replace(rule, name=f"{rule.name}#{same + 1}") if same else rule))
     if not rules:
@@ -136,10 +141,9 @@ def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, 
     """
     prompts = [to_field(rollout.prompt.messages) for rollout in rollouts]
     responses = [to_field(rollout.response) for rollout in rollouts]
-    names = dict.fromkeys(name for rollout in rollouts for name in rollout.prompt.meta if name not in TAKEN)
-    columns = {name: [rollout.prompt.meta.get(name) for rollout in rollouts] for name in names}
+    columns = columns_of([rollout.prompt for rollout in rollouts])
     if all(rollout.ids for rollout in rollouts):
-        columns["num_tokens"] = [len(rollout.ids) for rollout in rollouts]
+        columns["num_tokens"] = [sum(rollout.mask) if rollout.mask else len(rollout.ids) for rollout in rollouts]
         columns["stopped"] = [rollout.stop == "stop" for rollout in rollouts]
     if isinstance(reward, Rule):
         totals, scored = reward(prompts, responses, **columns), {}
@@ -154,6 +158,12 @@ def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, 
         )
         for row, (rollout, total) in enumerate(zip(rollouts, totals, strict=True))
     )
+
+
+def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The other fields of the data as columns, but for those that are called as what is judged."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.meta if name not in TAKEN)
+    return {name: [prompt.meta.get(name) for prompt in prompts] for name in names}
 
 
 def to_field(turns: Response) -> Text:
@@ -228,7 +238,7 @@ def _call(
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # what it runs may call exit(), which is no end of the training
         raise InputError(f"reward function {name!r} failed on {len(responses)} responses: {_said(error)}") from error
 
 
@@ -272,9 +282,18 @@ def check_rewards(result: Any, num_responses: int, name: str) -> list[float]:
     for row, value in enumerate(result):
         if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
             raise InputError(f"{expected}; got {_what(value)} for response {row}")
+    found = [_float(value) for value in result]
+    for row, value in enumerate(found):
         if not math.isfinite(value):
-            raise InputError(f"{expected}; got {float(value)} for response {row}")
-    return [float(value) for value in result]
+            raise InputError(f"{expected}; got {value} for response {row}")
+    return found
+
+
+def _float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer that no float holds
+        return math.inf
 
 
 def _what(value: Any) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from assay.rewards.rules import combine
 from assay.settings import InputError
@@ -13,10 +14,13 @@ def main(places: Sequence[str]) -> None:
     """Answer until the pipe closes. What the rewards print goes to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    questions = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), sys.stdin.fileno())  # programs that a reward starts must not read the questions
     rules = combine([(1.0, place) for place in places])
     answers.write("ready\n")
     answers.flush()
-    for line in sys.stdin:
+    for line in questions:
         asked = json.loads(line)
         try:
             told = {"parts": rules.score_parts(asked["prompts"], asked["responses"], **asked["columns"])}

@@ -21,7 +21,7 @@ from assay.rewards.implicit import PREFIX, ImplicitSource
 from assay.rewards.instructed import Instructed
 from assay.rewards.model import Reward
 from assay.rewards.opening import names_of, open_reward
-from assay.rewards.rules import load, to_field
+from assay.rewards.rules import columns_of, load, to_field
 from assay.settings import InputError
 from assay.stages.progress import say
 from assay.tokens.chat import Encoded, SpecialText
@@ -61,7 +61,7 @@ def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> 
 
 
 def load_oracle(name: str) -> Oracle:
-    """ "text", "length", "reward:MODEL", or a function (prompts, responses) at file.py:function or a module's."""
+    """ "text", "length", "reward:MODEL", or a function of (prompts, responses, **columns) in a file or module."""
     if name == "text":
         return TextOracle()
     if name == "length":
@@ -74,7 +74,8 @@ def load_oracle(name: str) -> Oracle:
     rule = load(name)
 
     def oracle(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
-        return rule([to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses])
+        asked, answers = [to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses]
+        return rule(asked, answers, **columns_of(prompts))
 
     return oracle
 

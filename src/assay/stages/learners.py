@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import replace
 
 from assay.config import PolicyConfig
 from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
@@ -11,6 +12,27 @@ from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
 from assay.settings import InputError
 from assay.tokens.chat import Encoder
+
+
+def with_critic(config: PolicyConfig, reward: str) -> PolicyConfig:
+    """The critic's settings as the algorithm would have them, where they were not given.
+
+    `reward` is the reward model's name; an algorithm whose critic should start there makes do with the policy where it
+    is none or several.
+    """
+    critic, algorithm = config.critic, config.algorithm
+    there = reads_values(config)
+    start, alone = critic.start, critic.alone
+    if there and critic.kind == "separate" and not start:
+        start = getattr(algorithm, "critic_start", "policy") if is_single(reward) else "policy"
+    if alone is None:
+        alone = getattr(algorithm, "critic_alone", 0) if there and critic.kind != "shared" else 0
+    return replace(config, critic=replace(critic, start=start, alone=alone))
+
+
+def is_single(reward: str) -> bool:
+    """Whether a reward's name is that of one model in a folder."""
+    return bool(reward) and "," not in reward and ":" not in reward
 
 
 def load_model(source: ModelSource, encoder: Encoder, config: PolicyConfig) -> Model:
@@ -56,11 +78,9 @@ def open_critic(config: PolicyConfig, reward: str, encoder: Encoder) -> Model | 
     """The model of a separate critic; None where there is none. `reward` is the reward model's name."""
     if not reads_values(config) or config.critic.kind != "separate":
         return None
-    name = config.critic.start or config.model
-    if name == "reward":
-        if not reward or "," in reward or ":" in reward:
-            raise InputError("--critic.start reward: that needs a single reward model, given with --reward")
-        name = reward
+    name = {"policy": config.model, "reward": reward}.get(config.critic.start, config.critic.start)
+    if config.critic.start == "reward" and not is_single(reward):
+        raise InputError("--critic.start reward: that needs a single reward model, given with --reward")
     source = resolve_model(name)
     if changed := encoder.other_ids(Encoder(load_tokenizer(source))):
         raise InputError(
@@ -111,5 +131,5 @@ def check_critic(config: PolicyConfig) -> None:
             raise InputError(f"--critic.{name}: a critic of kind {critic.kind} has none of its own; leave it out")
     if critic.kind == "adapter" and not config.lora.rank:
         raise InputError("--critic.kind adapter: give the adapters' rank with --lora.rank")
-    if critic != type(critic)() and not reads_values(config):
+    if critic not in (type(critic)(), type(critic)(alone=0)) and not reads_values(config):
         raise InputError(f"--critic: {config.algorithm.name} has no critic; leave its settings out")

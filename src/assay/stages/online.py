@@ -1,8 +1,9 @@
 """Batches that a policy makes itself: sample, score, hand to the algorithm."""
 
+import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from assay.engine.learner import Learner
 from assay.engine.samples import Drawing
 from assay.feedback.oracles import Oracle
 from assay.losses.credit import at_last_token
-from assay.records import Prompt, text_of
+from assay.records import Prompt, Rollout, text_of
 from assay.rewards.instructed import Instructed
 from assay.settings import InputError
 from assay.stages.common import data_columns, distinct_pairs
@@ -69,6 +70,8 @@ class Rollouts:
         drawn = Drawn.joined(parts)
         sampled = time.perf_counter()
         scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
+        if self.dense is not None:
+            scored = self.rewards.with_tokens(scored, self.dense, drawn.rollouts, drawn.num)
         self.facts = {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
         return self._without_failed(drawn, scored)
 
@@ -112,16 +115,18 @@ class Rollouts:
 
     def _filled(self, drawn: Drawn, scored: Scored) -> tuple[Drawn, Scored]:
         """Groups whose rewards differ, sampled on until they fill the batch; after `MOST_ROUNDS` what there is."""
-        rounds, facts = 1, self.facts
+        rounds, facts, seen = 1, self.facts, len(drawn.prompts)
         kept = drawn.of_prompts(scored.differing(drawn.num)), scored.of_prompts(scored.differing(drawn.num), drawn.num)
         while len(kept[0].prompts) < self.config.batch_size and rounds < MOST_ROUNDS:
             more, their = self._scored()
-            rounds += 1
+            rounds, seen = rounds + 1, seen + len(more.prompts)
             facts = {name: facts.get(name, 0.0) + self.facts.get(name, 0.0) for name in {**facts, **self.facts}}
             differing = their.differing(more.num)
             kept = kept[0].together(more.of_prompts(differing)), kept[1].together(their.of_prompts(differing, more.num))
-        self.facts = {**facts, "sampling_rounds": float(rounds)}
         size = min(len(kept[0].prompts), self.config.batch_size)
+        equal = 1 - len(kept[0].prompts) / seen  # of all that were sampled
+        told = {"sampling_rounds": float(rounds), "num_prompts": float(size), "frac_reward_zero_std": equal}
+        self.facts = {**facts, **told}
         if not size:
             return drawn, scored  # nothing to learn from: the batch says so in `frac_reward_zero_std`
         return kept[0].of_prompts(range(size)), kept[1].of_prompts(range(size), drawn.num)
@@ -132,18 +137,19 @@ class Rollouts:
         batch = self._at_tokens(drawn, scored, drawn.batch(totals))
         written = batch.mask.sum(1).tolist()
         if self.config.cut_answers == "mask":
-            batch = batch.fill(mask=batch.mask & ~torch.tensor(cut)[:, None])
+            batch = batch.fill(left_out=torch.tensor(cut))
         own = [row for row, source in enumerate(drawn.source.tolist()) if source == 0]
         groups = [own[i : i + drawn.own] for i in range(0, len(own), drawn.own)]
         spreads = [statistics.pstdev(totals[row] for row in group) for group in groups]
-        self.facts |= {
+        self.facts = {
             "reward": statistics.fmean(totals[row] for row in own),
             "reward_std": statistics.fmean(spreads),
             "frac_reward_zero_std": statistics.fmean(float(spread == 0) for spread in spreads),
             **{f"rewards/{name}/mean": statistics.fmean(v[row] for row in own) for name, v in scored.parts.items()},
             "length_mean": statistics.fmean(float(written[row]) for row in own),
             "share_cut": statistics.fmean(float(cut[row]) for row in own),
-            "distinct_2": statistics.fmean(distinct_pairs([text_of(drawn.rollouts[row].response)]) for row in own),
+            "distinct_2": statistics.fmean(distinct_pairs([_written(drawn.rollouts[row])]) for row in own),
+            **self.facts,
         }
         return batch
 
@@ -154,10 +160,18 @@ class Rollouts:
         elif self.dense is None:
             return batch
         elif self.dense.kind == "rewards":
-            paid, there = self.dense(drawn.rollouts, batch), self.rewards.weight * torch.tensor(scored.parts["model"])
+            paid, there = self.dense(scored.at_tokens, batch), self.rewards.weight * torch.tensor(scored.parts["model"])
         else:
-            return batch.fill(token_rewards=self.dense(drawn.rollouts, batch))
+            return batch.fill(token_rewards=self.dense(scored.at_tokens, batch))
         return batch.fill(token_rewards=paid + at_last_token(batch.rewards - there, batch.mask))
+
+    def worth(self, drawn: Drawn) -> list[float]:
+        """What single answers would be paid; [] where a judge compares two, or principles are drawn for each."""
+        model = self.rewards.model
+        if self.rewards.judge is not None or (isinstance(model, Instructed) and model.sampler.num):
+            return []
+        scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
+        return [total for total, failed in zip(scored.totals, scored.failed, strict=True) if not failed]
 
     def state_dict(self) -> dict[str, Any]:
         """As `Batches`."""
@@ -177,15 +191,34 @@ class Watch:
     """The truth on held-out prompts while a policy trains: looked at, never trained on."""
 
     def __init__(
-        self, source: PolicySampler | Episodes, prompts: Sequence[Prompt], oracle: Oracle, *, seed: int
+        self,
+        source: PolicySampler | Episodes,
+        prompts: Sequence[Prompt],
+        oracle: Oracle,
+        *,
+        seed: int,
+        worth: Callable[[Drawn], Sequence[float]] | None = None,
     ) -> None:
-        """`source` draws the answers, or plays the conversations."""
-        self.source, self.prompts, self.oracle, self.seed = source, prompts, oracle, seed
+        """`source` draws the answers, or plays the conversations; `worth` is what the optimised reward says of them."""
+        self.source, self.prompts, self.oracle, self.seed, self.worth = source, prompts, oracle, seed, worth
 
     def look(self) -> dict[str, float]:
-        """The oracle's mean over one answer to each prompt; the same draws every time."""
-        generator = torch.Generator().manual_seed(self.seed)
-        portions = [self.prompts[i : i + ANSWERS_AT_ONCE] for i in range(0, len(self.prompts), ANSWERS_AT_ONCE)]
-        rollouts = [rollout for part in portions for rollout in self.source.draw(part, 1, generator).rollouts]
-        rewards = self.oracle([r.prompt for r in rollouts], [r.response for r in rollouts])
-        return {"oracle": statistics.fmean(rewards)}
+        """The oracle's mean over one answer to each prompt, its standard error, and what the optimised reward says.
+
+        The draws are the same every time, however long the answers are by then.
+        """
+        rewards: list[float] = []
+        proxy: list[float] = []
+        for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):
+            generator = torch.Generator().manual_seed(self.seed + first)
+            drawn = self.source.draw(self.prompts[first : first + ANSWERS_AT_ONCE], 1, generator)
+            rewards += self.oracle([r.prompt for r in drawn.rollouts], [r.response for r in drawn.rollouts])
+            proxy += self.worth(drawn) if self.worth else []
+        error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else 0.0
+        seen = {"oracle": statistics.fmean(rewards), "oracle_error": error}
+        return {**seen, "proxy": statistics.fmean(proxy)} if proxy else seen
+
+
+def _written(rollout: Rollout) -> str:
+    """What the policy wrote, without what an environment said."""
+    return text_of(tuple(turn for turn in rollout.response if turn.role in ("assistant", "text")))

@@ -36,12 +36,12 @@ from assay.stages.common import (
 )
 from assay.stages.judgements import collator as collate_judgements
 from assay.stages.keeping import Keeper
-from assay.stages.learners import load_model, make_learners, open_critic
+from assay.stages.learners import load_model, make_learners, open_critic, with_critic
 from assay.stages.online import Rollouts, Watch
 from assay.stages.policy_settings import check, identity
 from assay.stages.progress import bar, say
 from assay.stages.rewarding import Dense, Rewards, load_rules, readable
-from assay.stages.sampling import PolicySampler
+from assay.stages.sampling import Drawn, PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoded, Encoder, collate
 from assay.train.batches import Batches, Joined, Offline, Shuffled
@@ -59,6 +59,7 @@ SHOWN = ("reward", "oracle", "kl", "loss", "rewards/accuracies", "length_mean")
 def run(config: PolicyConfig) -> None:
     """Train with the configured algorithm and save the policy as an ordinary model folder."""
     place = open_run(config.run)
+    config = with_critic(config, named_reward(config, place))
     algorithm = config.algorithm
     check(config)
     streams = read_streams(config)
@@ -76,6 +77,7 @@ def run(config: PolicyConfig) -> None:
     sampler = PolicySampler(model, encoder, replace(config.sampling, **cut), learner=learners["policy"])
     batches: Batches
     episodes: Episodes | None = None
+    worth: Callable[[Drawn], Sequence[float]] | None = None
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
         if config.environment:
@@ -84,12 +86,13 @@ def run(config: PolicyConfig) -> None:
         for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
             prompts = readable(paying, prompts, config)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
-        batches = Joined(online, offline(config, encoder, model, streams)[0])
+        batches, worth = Joined(online, offline(config, encoder, model, streams)[0]), online.worth
         per_epoch = len(prompts)
     else:
         batches, per_epoch = offline(config, encoder, model, streams)
     num_steps = config.steps or math.ceil(config.epochs * per_epoch / config.batch_size) * updates(algorithm)
-    num_steps += config.critic.alone
+    alone = config.critic.alone or 0
+    num_steps += alone
     training = Training(
         algorithm,
         learners,
@@ -104,31 +107,31 @@ def run(config: PolicyConfig) -> None:
             "base": hash_of_folder(source.path),
             "reward": rewards.identity if rewards else {},
         },
-        critic_alone=config.critic.alone,
+        critic_alone=alone,
     )
     keeper = Keeper(training, config.stop)
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
     keeper.start()
     place.write_config(plain(config), "policy")
-    place.resume_metrics(training.step + 1, stage="policy")
+    place.resume_metrics(training.step + 1 if training.step else 0, stage="policy")
     watch = None
     if watched is not None:
         prompts, oracle = watched
         prompts = sampler.fitting(prompts, config.watch, "watch")
-        watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1)
+        watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1, worth=worth)
     with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
             step = int(metrics.pop("step"))
             if watch is not None and (step % config.watch_every == 0 or step == num_steps):
-                metrics |= watch.look()
+                metrics |= watch.look()  # also before the first step
             place.append_metrics(step, metrics, stage="policy")
             progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics})
             keeper.see(step, metrics)
 
-        if watch is not None and training.step == 0 and config.stop.oracle_drop:
-            keeper.see(0, watch.look())
+        if watch is not None and training.step == 0:
+            report({"step": 0})
         training.run(report)
     training.save()
     notes = keeper.finish()

@@ -159,6 +159,6 @@ def identity(config: PolicyConfig) -> dict[str, Any]:
     for data in (told["data"], *told["streams"].values()):
         data.pop("path")
     told["dense"].pop("model")
-    if (start := config.critic.start) not in ("", "reward"):
+    if (start := config.critic.start) not in ("", "policy", "reward"):
         told["critic"]["start"] = hash_of_folder(resolve_model(start).path)
     return {name: value for name, value in told.items() if name not in ELSEWHERE}

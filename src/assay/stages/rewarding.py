@@ -1,10 +1,11 @@
 """What answers are worth: a learned reward and programmatic ones, their faults handled; and what tokens are paid."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from assay.batch import TokenBatch
 from assay.config import PolicyConfig
@@ -33,6 +34,7 @@ class Scored:
     totals: list[float]
     parts: dict[str, list[float]]
     failed: list[bool]  # whether the rewards of an answer's prompt could not be had
+    at_tokens: list[Tensor] = field(default_factory=list)  # what `Dense` reads at each answer's tokens, where it does
 
     def differing(self, num: int) -> list[int]:
         """Which prompts' `num` answers do not all have one reward."""
@@ -43,12 +45,14 @@ class Scored:
         """The answers to these prompts."""
         rows = [place * num + i for place in wanted for i in range(num)]
         parts = {name: [values[row] for row in rows] for name, values in self.parts.items()}
-        return Scored([self.totals[row] for row in rows], parts, [self.failed[row] for row in rows])
+        at_tokens = [self.at_tokens[row] for row in rows] if self.at_tokens else []
+        return Scored([self.totals[row] for row in rows], parts, [self.failed[row] for row in rows], at_tokens)
 
     def together(self, other: "Scored") -> "Scored":
         """With those of other answers."""
         parts = {name: values + other.parts[name] for name, values in self.parts.items()}
-        return Scored(self.totals + other.totals, parts, self.failed + other.failed)
+        at_tokens = self.at_tokens + other.at_tokens
+        return Scored(self.totals + other.totals, parts, self.failed + other.failed, at_tokens)
 
 
 class Dense:
@@ -62,10 +66,17 @@ class Dense:
         """`gamma` is the algorithm's: potentials shape without harm under that one alone. `weight` is of "rewards"."""
         self.model, self.kind, self.encoder, self.gamma, self.weight = model, kind, encoder, gamma, weight
 
-    def __call__(self, rollouts: Sequence[Rollout], batch: TokenBatch) -> TokenFloat:
-        """[B, T]."""
+    def read(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
+        """[T] for each: what the model says of its tokens. InputError where it cannot, or says no finite number."""
+        found = at_sampled_tokens(self.model, rollouts, self.encoder)
+        sums = [float(values.sum()) for values in found]
+        all_finite(sums, [rollout.prompt.id for rollout in rollouts], f"{self.model.name}, at tokens,")
+        return found
+
+    def __call__(self, read: Sequence[Tensor], batch: TokenBatch) -> TokenFloat:
+        """[B, T] of what was read."""
         told = torch.zeros(batch.ids.shape)
-        for row, values in enumerate(at_sampled_tokens(self.model, rollouts, self.encoder)):
+        for row, values in enumerate(read):
             told[row, : len(values)] = values
         if self.kind == "rewards":
             return self.weight * told
@@ -116,6 +127,12 @@ class Rewards:
             for _, rule in self.rules.parts:
                 parts[rule.name] = [rollout.reward_parts.get(rule.name, 0.0) for rollout in filled]
         return Scored(totals, parts, failed)
+
+    def with_tokens(self, scored: Scored, dense: Dense, rollouts: Sequence[Rollout], num: int) -> Scored:
+        """And what is read at tokens; a prompt of which that fails has failed."""
+        read, wrong = self._by_prompt(dense.read, rollouts, num, lambda rollout: torch.zeros(len(rollout.ids)))
+        failed = [one or other for one, other in zip(scored.failed, wrong, strict=True)]
+        return replace(scored, failed=failed, at_tokens=read)
 
     def _by_prompt(
         self,

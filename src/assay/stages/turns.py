@@ -100,7 +100,7 @@ class Episodes:
     def _begin(self, prompt: Prompt, trunk: tuple[int, ...]) -> _Episode:
         try:
             return _Episode(prompt, trunk, self.make(to_field(prompt.messages), **prompt.meta))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name} cannot be made: {type(error).__name__}: {error}") from error
 
     def _written(self, episodes: Sequence[_Episode], drawn: Samples) -> None:
@@ -132,7 +132,7 @@ class Episodes:
             turns, reward, done = episode.environment.step(messages)
             told = tuple(Message.from_json(turn) for turn in turns)
             worth = float(reward)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name}, step: {type(error).__name__}: {error}") from error
         if worth != worth or abs(worth) == float("inf"):
             raise InputError(f"environment {self.name}, step: its reward must be a finite number; got {worth}")
@@ -147,6 +147,7 @@ def _rollout(episode: _Episode) -> Rollout:
         response=tuple(episode.turns),
         stop="stop" if episode.stopped else "length",
         ids=tuple(episode.ids),
+        mask=tuple(episode.written),
         sampler_logprobs=tuple(episode.logprobs),
     )
 

@@ -28,13 +28,15 @@ class Buffer:
     """`num_epochs` passes over each prepared batch, each in `num_minibatches` parts of whole groups, in a seeded order.
 
     A group is the responses that hang from one trunk; where there are fewer groups than parts, there are fewer parts.
-    With `replay` "cumulative" the parts are drawn from all groups so far, as many groups as the newest batch has. Other
+    With `replay` "cumulative" the parts are drawn from all groups so far, as many groups as the newest batch has; what
+    the algorithm calls `newest`, columns with one number for a batch, is the newest batch's in all of them. The other
     streams are cut into as many parts, in their own order.
     """
 
     def __init__(self, algorithm: Algorithm) -> None:
         self.num_epochs, self.num_parts = passes(algorithm)
         self.cumulative = getattr(algorithm, "replay", "latest") == "cumulative"
+        self.newest: tuple[str, ...] = getattr(algorithm, "newest", ())
         self.main: TokenBatch | None = None
         self.streams: Streams = {}
         self.order: list[list[int]] = []  # the groups of each part to come
@@ -55,6 +57,9 @@ class Buffer:
         new = streams["main"]
         known = 0 if self.main is None or not self.cumulative else _num_groups(self.main)
         self.main = TokenBatch.cat([self.main, new]) if known and self.main is not None else new
+        if known:
+            rows = self.main.num_rows
+            self.main = self.main.fill(**{name: new.columns[name][:1].repeat(rows) for name in self.newest})
         self.streams = {name: batch for name, batch in streams.items() if name != "main"}
         size = _num_groups(new)
         for _ in range(self.num_epochs):

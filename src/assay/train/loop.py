@@ -122,8 +122,10 @@ class Training:
         if self.buffer.empty:
             streams = self.batches.next()
             facts = getattr(self.batches, "facts", {})
-            streams["main"] = self.algorithm.prepare(streams["main"], self.learners, self.memory)
-            self.buffer.fill(streams)
+            main = self.algorithm.prepare(streams["main"], self.learners, self.memory)
+            if "left_out" in main:
+                main = main.fill(mask=main.mask & ~main.left_out[:, None])
+            self.buffer.fill({**streams, "main": main})
         streams = self.buffer.next()
         terms = self.algorithm.losses()
         if self.step < self.critic_alone:
@@ -146,6 +148,8 @@ class Training:
             mine = [term for term in terms if self.learners[term.learner] is learner]
             found = learner.forward_backward(streams, mine)
             metrics = {**metrics, **found, "loss": metrics.get("loss", 0.0) + found.get("loss", 0.0)}
+        for learner in moving if len(moving) > 1 else ():  # before any of them moves
+            learner.check_gradient()
         rates = [self._rate(learner) for learner in moving]
         steps = zip(moving, rates, strict=True)
         norms = [learner.step(lr=lr, max_norm=self.optimiser.max_norm) for learner, lr in steps]

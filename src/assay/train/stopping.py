@@ -11,7 +11,8 @@ class StopSettings(Settings):
     """Limits that end a run, 0 where there is none. What they look at is smoothed, so that one odd batch does nothing.
 
     The run then keeps the weights of the best look at the oracle where `oracle_drop` is a limit, else those that last
-    sampled a batch within all limits.
+    sampled a batch within all limits. A gain below two standard errors of a look may be noise: until there is more, one
+    standard error may be lost.
     """
 
     oracle_drop: float = 0.0  # share of what the oracle gained since the start that may be lost again
@@ -40,10 +41,16 @@ class Stopping:
         self.smooth: dict[str, float] = {}
         self.first: dict[str, float] = {}
         self.beyond: dict[str, int] = {}
-        self.best = float("-inf")  # smoothed oracle
+        self.best = float("-inf")  # look at the oracle, as it was
+        self.highest = float("-inf")  # smoothed look
+        self.is_best = False  # whether the last look was the best so far
+        self.error = 0.0  # standard error of the last look
 
     def see(self, metrics: Mapping[str, float]) -> str:
         """Why the run should end after these metrics; '' where it should not. Call once a step."""
+        self.is_best = metrics.get("oracle", float("-inf")) > self.best
+        self.best = max(self.best, metrics.get("oracle", float("-inf")))
+        self.error = metrics.get("oracle_error", self.error)
         for name, measure in self._measures().items():
             if measure not in metrics:
                 continue
@@ -63,11 +70,6 @@ class Stopping:
         """Whether some limit is passed already, though not for long enough."""
         return any(self.beyond.values())
 
-    @property
-    def is_best(self) -> bool:
-        """Whether the smoothed oracle is at its highest; call after `see` with a look at it."""
-        return self.smooth.get("oracle", float("-inf")) >= self.best
-
     def _measures(self) -> dict[str, str]:
         """What each limit that is set looks at."""
         told = {"oracle_drop": "oracle", "kl": "kl", "entropy": "entropy", "length": "length_mean"}
@@ -78,8 +80,9 @@ class Stopping:
         """The limit, and whether the smoothed measure is beyond it."""
         now, setting = self.smooth[measure], getattr(self.settings, name)
         if name == "oracle_drop":
-            self.best = max(self.best, now)
-            limit = self.best - setting * (self.best - self.first[measure])
+            self.highest = max(self.highest, now)
+            gained = self.highest - self.first[measure]
+            limit = self.highest - max(setting * gained, self.error if gained < 2 * self.error else 0.0)
             return limit, now < limit
         if name == "entropy":
             return setting, now < setting
@@ -88,7 +91,7 @@ class Stopping:
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """Plain numbers."""
-        best = {"oracle": self.best} if self.best > float("-inf") else {}
+        best = {"oracle": self.best, "smooth": self.highest, "error": self.error} if self.best > float("-inf") else {}
         beyond = {name: float(value) for name, value in self.beyond.items()}
         return {"smooth": self.smooth, "first": self.first, "beyond": beyond, "best": best}
 
@@ -96,4 +99,5 @@ class Stopping:
         """From `state_dict`."""
         self.smooth, self.first = dict(state["smooth"]), dict(state["first"])
         self.beyond = {name: int(value) for name, value in state["beyond"].items()}
-        self.best = state["best"].get("oracle", float("-inf"))
+        self.best, self.highest = (state["best"].get(name, float("-inf")) for name in ("oracle", "smooth"))
+        self.error = state["best"].get("error", 0.0)

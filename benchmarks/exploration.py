@@ -1,8 +1,9 @@
 """XPO beside Online DPO where what is wanted is rare: does the bonus find it sooner?
 
 The reward is a program that the base model's answers hardly ever satisfy: of a few, the commonest that at most 2% of
-512 answers do. Labels are drawn by Bradley-Terry; 360 comparisons; three seeds with and without the bonus. At most
-twenty minutes a cell on 2 cores; finished cells are kept in benchmarks/results/exploration.jsonl.
+512 answers do. Labels are drawn by Bradley-Terry; 800 comparisons at most; three seeds with and without the bonus.
+About ten minutes a cell on 2 cores that multiply bf16, finished cells are kept in
+benchmarks/results/exploration.jsonl.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from grid import fill
 from human_pairs import HERE, MODEL, run_assay
 
 WORTH, BETA, ALPHAS = 2.0, 0.1, (0.0, 1e-3)
-BATCHES, PROMPTS, TESTED = 30, 12, 160  # 360 comparisons; prompts to test on
+BATCHES, PROMPTS, TESTED = 40, 20, 200  # 800 comparisons; prompts to test on
 FEATURES: Mapping[str, Callable[[str], bool]] = {
     "asks and exclaims": lambda text: "?" in text and "!" in text,
     "semicolon": lambda text: ";" in text,

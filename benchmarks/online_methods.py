@@ -20,15 +20,16 @@ from human_pairs import HERE
 
 BATCHES, PROMPTS, ANSWERS = 12, 8, 4
 CRITIC = ("--critic.start", "reward")
+ALONE = 8  # of PPO-max's steps, on the first two batches, train the critic only
 METHODS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # optimiser steps on a batch; settings
     "ppo": (4, CRITIC),
-    "ppo_max": (4, (*CRITIC, "--critic.alone", "8")),
+    "ppo_max": (4, ("--critic.alone", str(ALONE))),
     "rloo": (1, ()),
     "grpo": (1, ()),
     "reinforce": (1, ()),
     "p3o": (2, ()),
     "online_dpo": (1, ()),
-    "xpo": (1, ("--algorithm.alpha", "1e-4")),
+    "xpo": (1, ("--algorithm.alpha", "1e-3")),
 }
 
 
@@ -44,7 +45,7 @@ def parse() -> argparse.Namespace:
 
 
 def words(method: str) -> tuple[int, list[object]]:
-    """Optimiser steps of the run, and what it is told."""
+    """Optimiser steps of the policy, and what the run is told."""
     updates, own = METHODS[method]
     batches, prompts, answers = BATCHES, PROMPTS, ANSWERS
     if method == "xpo":  # two answers a prompt, one of them the reference's: the same number in all
@@ -52,7 +53,7 @@ def words(method: str) -> tuple[int, list[object]]:
     told = ["--algorithm.name", method, "--batch_size", prompts, "--num_answers", answers, "--optimiser.lr", "8e-5"]
     if method not in ("online_dpo", "xpo"):
         told += ["--algorithm.kl_coef", "0.1"]
-    return batches * updates, [*told, *own]
+    return batches * updates - (ALONE if method == "ppo_max" else 0), [*told, *own]
 
 
 def picture(lines: list[dict[str, Any]], path: Path) -> None:

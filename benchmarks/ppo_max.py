@@ -20,10 +20,19 @@ from human_pairs import DATA, HERE, MODEL, SETTINGS, Row, run_assay, short_rows,
 
 NUM_PAIRS, NUM_TEST, STEPS = 500, 96, 150
 COMMON = ("--batch_size", "4", "--num_answers", "2", "--sampling.max_tokens", "64", "--lora.rank", "16")
-COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--critic.start", "reward")
-COMMON += ("--critic.lr", "2e-4", "--checkpoints.every", "0", "--ignore_gate", "true")
-MAX = ("--algorithm.name", "ppo_max", "--critic.alone", "16")
-VANILLA = ("--algorithm.name", "ppo", "--algorithm.num_epochs", "1", "--algorithm.num_minibatches", "4")
+COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--critic.lr", "2e-4")
+COMMON += ("--checkpoints.every", "0", "--ignore_gate", "true")
+MAX = ("--algorithm.name", "ppo_max")
+VANILLA = (
+    "--algorithm.name",
+    "ppo",
+    "--critic.start",
+    "reward",
+    "--algorithm.num_epochs",
+    "1",
+    "--algorithm.num_minibatches",
+    "4",
+)
 OF_THE_RUN = {"max_norm": "optimiser.max_norm", "critic_alone": "critic.alone", "critic_start": "critic.start"}
 NO_SUCH_RUN = "policy from nothing"  # a language model that was never trained
 
@@ -31,8 +40,6 @@ NO_SUCH_RUN = "policy from nothing"  # a language model that was never trained
 def flipped(changed: Mapping[str, Any]) -> tuple[str, ...]:
     """PPO-max with these fields changed, as options."""
     told = {OF_THE_RUN.get(name, f"algorithm.{name}"): value for name, value in changed.items()}
-    if told.get("critic.start") == "policy":
-        told["critic.start"] = MODEL
     return (*MAX, *(word for name, value in told.items() for word in (f"--{name}", str(value))))
 
 

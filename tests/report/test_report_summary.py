@@ -98,6 +98,14 @@ def test_metrics_that_warn(tmp_path, row, words):
     assert words in warning
 
 
+def test_reward_and_oracle_are_compared_on_the_same_answers_where_they_are(tmp_path):
+    """Of the batches that were trained on the reward fell; of the watched answers it rose."""
+    rows = [{"step": 0, "proxy": 0.5, "oracle": 0.0}, {"step": 1, "reward": 9.0}]
+    rows.append({"step": 2, "reward": 1.0, "proxy": 2.0, "oracle": -0.5})
+    (warning,) = warnings(RunDirectory(tmp_path), None, None, rows)
+    assert "the reward rose from 0.500 to 2 while the oracle fell from 0 to −0.500" in warning
+
+
 def test_missed_evaluation_limits_and_given_warnings_are_told(tmp_path):
     missed = Finding(probe="b", value=2.0, n=9, limit="<= 1", passed=False)
     found = warnings(RunDirectory(tmp_path), audit(True, warnings=["few pairs"]), evaluation(missed), [])

@@ -15,6 +15,7 @@ from assay.engine.catalog import resolve_model
 from assay.engine.load import LoRASettings, load_policy
 from assay.engine.samples import SamplingSettings
 from assay.records import reply
+from assay.report.run import RunDirectory
 from assay.rewards.rules import combine
 from assay.stages.learners import make_learners
 from assay.stages.online import Rollouts
@@ -22,6 +23,7 @@ from assay.stages.rewarding import Rewards
 from assay.stages.sampling import Drawn, PolicySampler
 from assay.tokens.chat import Encoder, collate
 from assay.train.loop import Training
+from stages.test_online_methods import train
 from tiny import PROMPTS, prompts, tiny_model, tiny_reward, tokenizer, write
 
 ASKED = PROMPTS[:6]
@@ -162,10 +164,8 @@ def test_answers_of_several_draws_are_joined_prompt_by_prompt():
         batch = joined.batch(list(range(18)))
         assert batch.group.tolist() == [p for p in range(6) for _ in range(3)]
         for row, rollout in enumerate(rows):
-            there = batch.sampler_logprobs[row]
-            assert (
-                there[batch.mask[row]].tolist() == list(rollout.sampler_logprobs) and not there[~batch.mask[row]].any()
-            )
+            there, counts = batch.sampler_logprobs[row], batch.mask[row]
+            assert there[counts].tolist() == list(rollout.sampler_logprobs) and not there[~counts].any()
             assert batch.prompts.ids[int(batch.group[row])].tolist() == list(ENCODER.prompt(rollout.prompt))
 
 
@@ -199,3 +199,15 @@ def test_nlpo_counts_its_steps_and_not_its_batches(tmp_path, monkeypatch):
         assert torch.equal(now["mask"], base if step < 2 else seen[step // 2 * 2 - 1]["policy"])
     assert torch.equal(drawn[1][1], seen[3]["policy"]) and not torch.equal(seen[3]["policy"], base)
     assert not torch.equal(seen[1]["mask"], seen[3]["mask"])
+
+
+def test_what_is_cut_by_top_p_is_scored_under_the_cut(tmp_path):
+    """The ratio is 1 at the first step, and the policy's KL to the reference, which is itself, 0.
+
+    Of two updates on a batch: with a single one the old log-probabilities are the policy's own and the ratio 1 by that.
+    """
+    words = ["--sampling.top_p", "0.7", "--sampling.temperature", "0.8", "--algorithm.num_epochs", "2", "--steps", "2"]
+    assert train(tmp_path, write(tmp_path / "p.jsonl", prompts(8)), "grpo", *words) == OK
+    first, then = RunDirectory(tmp_path).read_metrics("policy")
+    assert first["sampler_gap"] < 1e-5 and abs(first["kl"]) < 1e-6 and first["ratio_spread"] == 0
+    assert then["ratio_spread"] > 1e-3

@@ -151,6 +151,7 @@ def test_after_four_rounds_the_batch_is_what_there_is(sampler):
     num = [prompt.id for prompt, _ in order[:16]].count(rare.id)
     assert 0 < num < 4 and [tuple(found.tolist()) for found in batch.prompts.ids] == [ids] * num
     assert batch.num_rows == 2 * num and made.facts["sampling_rounds"] == 4
+    assert made.facts["num_prompts"] == num and made.facts["frac_reward_zero_std"] == pytest.approx(1 - num / 16)
 
 
 def test_neither_kind_of_prompt_is_in_a_batch_that_leaves_out_both(sampler):
@@ -169,3 +170,22 @@ def test_neither_kind_of_prompt_is_in_a_batch_that_leaves_out_both(sampler):
     houses = sum("house" in prompt.messages[0].content for prompt, _ in drawn)
     assert made.facts["prompts_without_rewards"] == houses > 0
     assert torch.tensor([group[2] for group in found]).diff(dim=1).ne(0).all()
+
+
+@pytest.mark.parametrize("known", [1, 0], ids=["one round has rewards", "none has"])
+def test_a_round_without_rewards_is_one_that_keeps_nothing(sampler, known):
+    """Batches of one prompt: only the second one's rewards can be had, and with two it is not the end of the run."""
+    there = [prompt.messages[0].content for prompt, _ in asked(sampler, 4, size=1)][1 : 1 + known]
+
+    def rule(prompts, responses):
+        if any(text(prompt) not in there for prompt in prompts):
+            raise OSError("no opinion")
+        return [float(place) for place, _ in enumerate(prompts)]
+
+    made = source(sampler, rule, GRPO(dynamic_sampling=True), size=1)
+    if known:
+        assert len(made.next()["main"].prompts) == 1
+        assert made.facts["sampling_rounds"] == 2 and made.facts["prompts_without_rewards"] == 1
+    else:
+        with pytest.raises(InputError, match="every prompt of a batch"):
+            made.next()

@@ -39,7 +39,7 @@ ONLINE = {
     "ppo": [*TWICE, "--critic.lr", "0.01", "--critic.alone", "0"],
     "ppo shared": [*TWICE, "--critic.kind", "shared"],
     "ppo adapter": [*TWICE, "--critic.kind", "adapter", "--lora.rank", "2"],
-    "ppo_max": [*TWICE, "--algorithm.num_minibatches", "1", "--critic.start", "reward"],
+    "ppo_max": [*TWICE, "--algorithm.num_minibatches", "1", "--critic.alone", "0"],
     "nlpo": [*TWICE, "--algorithm.sync", "2"],
     "xpo": ["--num_answers", "1", "--algorithm.alpha", "0.01", "0.001", "--algorithm.alpha_batches", "2"],
     "reinforce": ["--reference.every", "2", "--reference.share", "0.5", "--algorithm.target_kl", "0.1"],

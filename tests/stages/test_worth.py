@@ -260,6 +260,7 @@ def one_step(tmp_path, files, name, asked, *words):
     told = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--rules", f"{files}/rules.py:length"]
     told += ["--data.path", write(tmp_path / "p.jsonl", asked), "--num_answers", 1 if name == "xpo" else 2]
     told += ["--algorithm.name", name, "--sampling.temperature", 0.01, "--batch_size", 4, "--steps", 1]
+    told += ["--critic.alone", 0] if name == "ppo_max" else []
     assert main([str(word) for word in [*told, "--dtype", "float32", *words]]) == OK
     (row,) = RunDirectory(tmp_path / "run").read_metrics("policy")
     assert all(math.isfinite(value) for value in row.values() if isinstance(value, float))

@@ -18,7 +18,7 @@ class OnlineDPO(OnPolicy):
     """Two answers a prompt, or more in pairs; which one is preferred is drawn or decided by their rewards.
 
     `label`: "bernoulli" draws it with Bradley-Terry's probability, as a person would answer; "argmax" always takes the
-    higher reward; "soft" keeps the probability. Equal rewards are a tie, which a coin would only make noisier, and so are
+    higher reward; "soft" keeps the probability. Equal rewards are a tie, which a coin would only make noisier; so are
     equal answers.
     """
 

@@ -4,7 +4,7 @@ Source: the tricks of Zheng et al. 2023, arXiv:2307.04964, fig. 5.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from assay.algorithms.ppo import PPOMax
@@ -45,8 +45,9 @@ FLIPS: Mapping[str, Mapping[str, Any]] = {
 def trials(base: Trial, flips: Mapping[str, Mapping[str, Any]] = FLIPS) -> dict[str, Trial]:
     """The base, called "ppo_max", and every trial that differs from it by one flip."""
     found = {"ppo_max": base}
+    known = {one.name for one in fields(base.algorithm)}
     for name, changed in flips.items():
-        own = {key: value for key, value in changed.items() if hasattr(base.algorithm, key)}
+        own = {key: value for key, value in changed.items() if key in known}
         others = {key: value for key, value in changed.items() if key not in own}
         found[name] = replace(base, algorithm=replace(base.algorithm, **own), **others)
     return found

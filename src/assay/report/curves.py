@@ -28,7 +28,7 @@ SMALL: Mapping[str, str] = {
     "learning_rate": "learning rate",
 }
 NUM_SMALL = 18  # more would bury the ones that matter; the rest stay in the file, and are counted
-_NOT_DRAWN = {"step", "stage", "reward", "oracle", "kl", "kl_k3"}
+_NOT_DRAWN = {"step", "stage", "reward", "oracle", "oracle_error", "kl", "kl_k3"}
 
 
 def metric_figures(rows: Sequence[Row], source: str = "metrics.jsonl") -> tuple[list[Figure], list[Figure], int]:

@@ -177,16 +177,17 @@ def warnings(
 
 
 def _parted(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Reward up while the oracle went down: what overoptimisation looks like."""
-    both = [row for row in rows if all(_is_number(row.get(key)) for key in ("reward", "oracle"))]
+    """Reward up while the oracle went down, on the same answers where that was looked at: overoptimisation."""
+    told = "proxy" if any(_is_number(row.get("proxy")) for row in rows) else "reward"
+    both = [row for row in rows if all(_is_number(row.get(key)) for key in (told, "oracle"))]
     if len(both) < 2:
         return []
     first, last = both[0], both[-1]
-    if last["reward"] <= first["reward"] or last["oracle"] >= first["oracle"]:
+    if last[told] <= first[told] or last["oracle"] >= first["oracle"]:
         return []
     return [
         f"Between steps {number(first['step'])} and {number(last['step'])} the reward rose from "
-        f"{number(first['reward'])} to {number(last['reward'])} while the oracle fell from "
+        f"{number(first[told])} to {number(last[told])} while the oracle fell from "
         f"{number(first['oracle'])} to {number(last['oracle'])}: the policy may be exploiting the reward."
     ]
 

@@ -54,6 +54,8 @@ class Rollouts:
         drawn, scored = self._scored()
         if getattr(self.config.algorithm, "dynamic_sampling", False):
             drawn, scored = self._filled(drawn, scored)
+        if not drawn.prompts:
+            raise InputError("the rewards of every prompt of a batch could not be had: there is nothing to learn from")
         batch = self._finished(drawn, scored)
         self.facts |= {"seconds_rollouts": time.perf_counter() - began}
         columns = self.config.algorithm.columns
@@ -90,8 +92,6 @@ class Rollouts:
         if not any(wrong):
             return drawn, scored
         kept = [place for place, is_wrong in enumerate(wrong) if not is_wrong]
-        if not kept:
-            raise InputError("the rewards of every prompt of a batch could not be had: there is nothing to learn from")
         self.facts["prompts_without_rewards"] = float(len(wrong) - len(kept))
         return drawn.of_prompts(kept), scored.of_prompts(kept, drawn.num)
 
@@ -124,7 +124,7 @@ class Rollouts:
             differing = their.differing(more.num)
             kept = kept[0].together(more.of_prompts(differing)), kept[1].together(their.of_prompts(differing, more.num))
         size = min(len(kept[0].prompts), self.config.batch_size)
-        equal = 1 - len(kept[0].prompts) / seen  # of all that were sampled
+        equal = 1 - len(kept[0].prompts) / max(seen, 1)  # of all that were sampled
         told = {"sampling_rounds": float(rounds), "num_prompts": float(size), "frac_reward_zero_std": equal}
         self.facts = {**facts, **told}
         if not size:

@@ -67,6 +67,15 @@ def test_truth_and_proxy_are_of_the_same_answers(sampler):
     assert set(Watch(sampler, PROMPTS[:1], shorter, seed=1).look()) == {"oracle", "oracle_error"}
 
 
+def test_what_is_watched_may_lack_what_the_reward_needs(sampler, rules, capsys):
+    """The truth is looked at all the same."""
+    config = PolicyConfig(algorithm=RLOO(), num_answers=2, batch_size=2)
+    source = Rollouts(sampler, PROMPTS[:4], Rewards(None, 1.0, combine([(1.0, f"{rules}:right")]), {}), config)
+    told = Watch(sampler, PROMPTS[:4], shorter, seed=1, worth=source.worth).look()
+    assert set(told) == {"oracle", "oracle_error"}
+    assert "without the optimised reward: reward function 'right' needs 'answer'" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("stop", [(), tuple(range(40))], ids=["to the last token", "at once"])
 def test_further_draws_do_not_hang_on_when_answers_end(sampler, stop):
     """The generator has moved on as far, whether answers ended at once or never."""

@@ -19,6 +19,7 @@ from assay.records import Prompt, Rollout, text_of
 from assay.rewards.instructed import Instructed
 from assay.settings import InputError
 from assay.stages.common import data_columns, distinct_pairs
+from assay.stages.progress import say
 from assay.stages.rewarding import Dense, Rewards, Scored
 from assay.stages.sampling import ANSWERS_AT_ONCE, Drawn, PolicySampler
 from assay.stages.turns import Episodes
@@ -166,11 +167,18 @@ class Rollouts:
         return batch.fill(token_rewards=paid + at_last_token(batch.rewards - there, batch.mask))
 
     def worth(self, drawn: Drawn) -> list[float]:
-        """What single answers would be paid; [] where a judge compares two, or principles are drawn for each."""
+        """What single answers would be paid, those without rewards left out; [] where that cannot be said.
+
+        A judge compares two, principles are drawn anew for each prompt, and what is watched may lack what rewards need.
+        """
         model = self.rewards.model
         if self.rewards.judge is not None or (isinstance(model, Instructed) and model.sampler.num):
             return []
-        scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
+        try:
+            scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
+        except InputError as error:
+            say(f"the watched answers go without the optimised reward: {error}")
+            return []
         return [total for total, failed in zip(scored.totals, scored.failed, strict=True) if not failed]
 
     def state_dict(self) -> dict[str, Any]:

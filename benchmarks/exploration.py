@@ -2,7 +2,7 @@
 
 The reward is a program that the base model's answers hardly ever satisfy: of a few, the commonest that at most 2% of
 512 answers do. Labels are drawn by Bradley-Terry; 800 comparisons at most; three seeds with and without the bonus.
-About ten minutes a cell on 2 cores that multiply bf16, finished cells are kept in
+About ten minutes a cell on 2 cores that multiply bf16; finished cells are kept in
 benchmarks/results/exploration.jsonl.
 """
 

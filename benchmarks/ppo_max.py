@@ -23,16 +23,8 @@ COMMON = ("--batch_size", "4", "--num_answers", "2", "--sampling.max_tokens", "6
 COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--critic.lr", "2e-4")
 COMMON += ("--checkpoints.every", "0", "--ignore_gate", "true")
 MAX = ("--algorithm.name", "ppo_max")
-VANILLA = (
-    "--algorithm.name",
-    "ppo",
-    "--critic.start",
-    "reward",
-    "--algorithm.num_epochs",
-    "1",
-    "--algorithm.num_minibatches",
-    "4",
-)
+VANILLA = ("--algorithm.name", "ppo", "--critic.start", "reward")
+VANILLA += ("--algorithm.num_epochs", "1", "--algorithm.num_minibatches", "4")
 OF_THE_RUN = {"max_norm": "optimiser.max_norm", "critic_alone": "critic.alone", "critic_start": "critic.start"}
 NO_SUCH_RUN = "policy from nothing"  # a language model that was never trained
 

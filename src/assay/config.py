@@ -109,9 +109,7 @@ class CriticSettings(Settings):
     kind: Literal["separate", "shared", "adapter"] = "separate"  # a model, a head on the policy's body, or an adapter
     start: str = ""  # of a separate one: "policy", "reward" or any model; default: in ppo_max reward, else policy
     lr: float = 0.0  # 0: the policy's
-    alone: int | None = (
-        None  # optimiser steps that it is trained before the policy's first; default: in ppo_max 16, else 0
-    )
+    alone: int | None = None  # steps that it is trained before the policy's first; default: in ppo_max 16, else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

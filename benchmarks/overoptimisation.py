@@ -16,9 +16,10 @@ from human_pairs import HERE
 
 STEPS, LOOKS = 36, 3
 COMMON = ("--algorithm.name", "rloo", "--batch_size", "4", "--num_answers", "4", "--optimiser.lr", "2e-4")
+LIMIT = ("--stop.oracle_drop", "0.1", "--stop.patience", "1", "--stop.smoothing", "0")
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "free": ("--algorithm.kl_coef", "0"),
-    "stopped": ("--algorithm.kl_coef", "0", "--stop.oracle_drop", "0.1", "--stop.patience", "1", "--stop.smoothing", "0"),
+    "stopped": ("--algorithm.kl_coef", "0", *LIMIT),
     "bound": ("--algorithm.kl_coef", "0.1"),
 }
 

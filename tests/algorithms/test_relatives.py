@@ -237,6 +237,10 @@ def test_equal_answers_are_a_tie_whatever_their_rewards():
         told = OnlineDPO(label=label).credit(batch, {}, {})
         assert told.preference[1] == 0.5 and told.preference[0] != 0.5
         assert gradient(OnlineDPO(), told, batch.sampler_logprobs)[2:].tolist() == [[0.0], [0.0]]
+    term = OnlineDPO().losses()[1]  # what is watched is of all four answers
+    out = ModelOutput(logprobs=batch.sampler_logprobs, entropy=t([[2.0], [2.0], [4.0], [4.0]]))
+    _, metrics = term.fn(out, batch)
+    assert float((item_weights(batch, term.reduction, own=term.own) * metrics["entropy"]).sum()) == 3.0
 
 
 def test_the_kl_that_is_watched_is_that_of_the_policy_that_sampled():

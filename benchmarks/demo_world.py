@@ -78,7 +78,7 @@ def policies(
 
     def compute(cell: Cell) -> dict[str, Any]:
         words, sizes = plan(cell)
-        run, seed = args.run / args.results.stem, cell["seed"]
+        run, seed = args.run / "_".join([args.results.stem, *map(str, cell.values())]), cell["seed"]
         train(ready, run, words, seed=seed, steps=sizes["steps"], watch=sizes["watch"], every=sizes["every"])
         found = tested(ready, run, num=sizes["tested"], seed=seed)
         return {**found, "reward_model": digest}

@@ -28,7 +28,7 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
         if known is None:
             began = time.perf_counter()
             record = _apart(compute, cell)
-            took = {"seconds": round(time.perf_counter() - began), "dtype": record.pop("dtype")}
+            took = {"seconds": round(time.perf_counter() - began), **record.pop("machine")}
             known = {"cell": dict(cell), **took, "record": record}
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(known) + "\n")
@@ -37,18 +37,21 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
     return found
 
 
-def _dtype() -> str:
-    """What models compute in on this machine."""
+def _machine() -> dict[str, Any]:
+    """What models compute in here, and on how many cores: two programs of one thread fill two cores better than one."""
+    import torch
+
     from assay.engine.load import best_device, compute_dtype
 
-    return str(compute_dtype("auto", best_device())).removeprefix("torch.")
+    dtype = str(compute_dtype("auto", best_device())).removeprefix("torch.")
+    return {"dtype": dtype, "threads": torch.get_num_threads()}
 
 
 def _apart(compute: Callable[[Cell], dict[str, Any]], cell: Cell) -> dict[str, Any]:
     """A cell in a process of its own: what the one before held of memory is gone."""
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe(duplex=False)
-    process = fork.Process(target=lambda: sender.send({**compute(cell), "dtype": _dtype()}))
+    process = fork.Process(target=lambda: sender.send({**compute(cell), "machine": _machine()}))
     process.start()
     sender.close()
     try:

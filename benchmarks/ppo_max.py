@@ -62,7 +62,7 @@ def fit(rows: Sequence[Row], run: Path, seed: int) -> dict[str, Any]:
 
 def optimise(args: argparse.Namespace, kind: str, prompts: Mapping[str, Path]) -> dict[str, Any]:
     """One policy, and what the other reward model thinks of it."""
-    run = args.run / "cell"
+    run = args.run / kind
     shutil.rmtree(run, ignore_errors=True)
     proxy, gold = args.run / "proxy" / "reward", args.run / "gold" / "reward"
     told = ["--run", run, "--model", MODEL, "--data.path", prompts["train"], "--reward", proxy, "--seed", args.seed]

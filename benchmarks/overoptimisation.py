@@ -1,8 +1,8 @@
 """Optimised for long against one reward model, with and without a KL: when the oracle turns, and what a limit saves.
 
-SmolLM2-135M-Instruct and the demo's reward model; RLOO at a learning rate that overshoots. "free": no KL; "stopped":
-the same with a limit on the oracle's loss; "bound": with a KL. Up to twenty minutes a cell on 2 cores; finished cells
-are kept in benchmarks/results/overoptimisation.jsonl.
+SmolLM2-135M-Instruct and the demo's reward model; RLOO at learning rates that overshoot. "free": no KL; "stopped": the
+same with a limit on the oracle's loss; "bound": with a KL. Up to twenty minutes a cell on 2 cores; finished cells are
+kept in benchmarks/results/overoptimisation.jsonl.
 """
 
 import argparse
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from demo_world import RUNS, figure, policies
+from grid import Cell
 from human_pairs import HERE
 
-STEPS, LOOKS = 36, 3
-COMMON = ("--algorithm.name", "rloo", "--batch_size", "4", "--num_answers", "4", "--optimiser.lr", "2e-4")
+STEPS = 36
+LOOKS: Mapping[float, int] = {1e-4: 2, 2e-4: 3}  # learning rate -> steps between looks at the oracle
+COMMON = ("--algorithm.name", "rloo", "--batch_size", "4", "--num_answers", "4")
 LIMIT = ("--stop.oracle_drop", "0.1", "--stop.patience", "1", "--stop.smoothing", "0")
 RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "free": ("--algorithm.kl_coef", "0"),
@@ -29,6 +31,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--run", type=Path, default=RUNS / "online_methods")
     options.add_argument("--results", type=Path, default=HERE / "results" / "overoptimisation.jsonl")
     options.add_argument("--kinds", nargs="+", default=list(RUNS_OF), choices=RUNS_OF)
+    options.add_argument("--rates", nargs="+", type=float, default=[1e-4], choices=LOOKS)
     options.add_argument("--seeds", nargs="+", type=int, default=[0])
     return options.parse_args()
 
@@ -40,7 +43,7 @@ def table(lines: list[dict[str, Any]]) -> None:
         curve = [row for row in record["curve"] if "oracle" in row]
         looks = [(row["step"], row["oracle"], row["proxy"], row.get("kl", 0.0)) for row in curve]
         best = max(looks, key=lambda look: look[1])
-        print(f"{line['cell']['kind']} seed {line['cell']['seed']}: best look {best[1]:.3f} after step {best[0]}")
+        print(f"{line['cell']}: best look {best[1]:.3f} after step {best[0]}")
         print("  step  oracle   proxy      KL")
         for step, oracle, proxy, kl in looks:
             print(f"  {step:4d} {oracle:7.3f} {proxy:7.3f} {kl:7.2f}")
@@ -52,9 +55,14 @@ def table(lines: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     args = parse()
-    cells = [{"kind": kind, "seed": seed} for seed, kind in itertools.product(args.seeds, args.kinds)]
-    sizes = {"steps": STEPS, "watch": 48, "every": LOOKS, "tested": 96}
-    table(policies(args, cells, lambda cell: ([*COMMON, *RUNS_OF[cell["kind"]]], sizes)))
+    each = itertools.product(args.seeds, args.rates, args.kinds)
+    cells = [{"kind": kind, "lr": rate, "seed": seed} for seed, rate, kind in each]
+
+    def plan(cell: Cell) -> tuple[list[object], dict[str, int]]:
+        words = [*COMMON, "--optimiser.lr", cell["lr"], *RUNS_OF[cell["kind"]]]
+        return words, {"steps": STEPS, "watch": 48, "every": LOOKS[cell["lr"]], "tested": 96}
+
+    table(policies(args, cells, plan))
 
 
 if __name__ == "__main__":

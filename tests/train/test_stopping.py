@@ -2,6 +2,7 @@
 
 import pytest
 
+from assay.settings import InputError
 from assay.train.stopping import Stopping, StopSettings
 
 EXACT = {"smoothing": 0.0}
@@ -56,17 +57,37 @@ def test_the_other_limits(name, limit, measure, values):
     assert told[:2] == ["", ""] and told[2].endswith(f"(stop.{name})")
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.5])
-def test_the_best_look_is_the_one_that_was_highest(smoothing):
-    """At smoothing 0.5 the mean still rises from 5 to 5.5 while the oracle falls from 10: the peak is what is kept."""
-    stopping = Stopping(StopSettings(oracle_drop=0.3, smoothing=smoothing))
-    found = []
-    for value in (0.0, 10.0, 6.0, 5.5, 11.0):
-        stopping.see({"oracle": value})
-        found.append(stopping.is_best)
-    assert found == [True, True, False, False, True]
-    stopping.see({"kl": 1.0})  # no look
-    assert not stopping.is_best
+def test_a_batch_beyond_a_limit_is_suspicious_before_the_mean_is():
+    """At smoothing 0.5 the mean of 0, 8 and 3 is 4 and 3.5 where the limit is 5; of 0, 12, 3 it is 6 and 4.5."""
+    for values, seen in (((0.0, 8.0, 3.0), [False, True, False]), ((0.0, 12.0, 11.0), [False, True, True])):
+        stopping, found = Stopping(StopSettings(kl=5)), []
+        for value in values:
+            stopping.see({"kl": value, "oracle": -value})
+            stopping.see({"oracle": 0.0})  # no batch: what was seen of the last one holds
+            found.append(stopping.suspicious)
+        assert found == seen
+
+
+def test_an_oracle_that_falls_is_nothing_suspicious_of_a_batch():
+    stopping = Stopping(StopSettings(oracle_drop=0.1, kl=5, **EXACT))
+    for look in (0.0, 1.0, 0.2):
+        stopping.see({"oracle": look, "kl": 1.0})
+    assert stopping.beyond["oracle_drop"] == 1 and not stopping.suspicious
+
+
+@pytest.mark.parametrize("name", ["oracle_drop", "kl", "entropy", "length", "uncertainty"])
+def test_a_limit_below_nothing_is_refused(name):
+    with pytest.raises(InputError, match=f"stop.{name} must be 0, for none, or more; got -1"):
+        StopSettings(**{name: -1.0})
+
+
+def test_of_another_oracle_nothing_is_known():
+    stopping = Stopping(StopSettings(oracle_drop=0.1, patience=1, **EXACT))
+    for look in (900.0, 1000.0):
+        stopping.see({"oracle": look, "oracle_error": 5.0})
+    stopping.forget_oracle()
+    assert [stopping.see({"oracle": look}) for look in (1.0, 2.0, 1.95)] == [""] * 3
+    assert stopping.see({"oracle": 1.8})
 
 
 def test_what_was_never_gained_cannot_be_lost():

@@ -1,6 +1,6 @@
 """GRPO and its descendants, which differ in four choices. Shao et al. 2024, arXiv:2402.03300, sec. 4.1.
 
-The last four papers have no KL (`kl_coef` 0). The bounds of CISPO are DAPO's here: its paper tells none.
+The last four are used without a KL (`kl_coef` 0). The bounds of CISPO are DAPO's here: its paper tells none.
 
                  scale   ratio     objective  average   clip
 GRPO             group   token     clip       sequence  0.2

@@ -128,7 +128,8 @@ class OnPolicy(Settings, ABC):
 class TokenWise(OnPolicy):
     """Base of those whose loss is one of tokens. The KL can be added to it instead of being taken off the reward.
 
-    There `kl_estimator` k2 has the gradient of KL(pi || pi_ref) and k3 that of KL(pi_ref || pi).
+    There `kl_estimator` k2 has the gradient of KL(pi || pi_ref) and k3 that of KL(pi_ref || pi), on the first step of a
+    batch: what is sampled is not weighed anew when the policy has moved.
     """
 
     kl_in: Literal["reward", "loss"] = "reward"

@@ -1,7 +1,7 @@
 """Exploratory preference optimisation: Online DPO against the reference's answers, with a bonus for leaving them.
 
 Xie et al. 2024, arXiv:2405.21046, algorithm 1. Trained on all comparisons so far, labels drawn by Bradley-Terry, the
-policy held within V_max / beta of the reference; public versions train on the newest batch and label by the higher
+policy held within V_max / beta of the reference where `v_max` is set; public versions train on the newest batch and label by the higher
 reward (`replay` "latest", `label` "argmax").
 """
 
@@ -22,7 +22,8 @@ class XPO(OnlineDPO):
     """One answer by the policy and one by the reference; `alpha` times the latter's log-probability is minimised too.
 
     A list of alphas is a schedule: each holds for `alpha_batches` batches of rollouts, on all comparisons that are used
-    meanwhile, the last one on to the end. With `v_max` no log-ratio counts beyond v_max / beta, nor pulls further.
+    meanwhile, the last one on to the end. With `v_max` no log-ratio counts beyond v_max / beta, nor is pulled further
+    out; from there it is still pulled back.
     """
 
     name: Any = "xpo"
@@ -62,4 +63,23 @@ class XPO(OnlineDPO):
         """[B] log pi / pi_ref, held within the bound."""
         ratio = OnlineDPO.ratios(self, out, batch)
         bound = self.v_max / self.beta
-        return ratio.clamp(-bound, bound) if self.v_max else ratio
+        return _held(ratio, bound) if self.v_max else ratio
+
+
+class _Held(torch.autograd.Function):
+    """A clamp whose slope is 0 only where a step down the gradient would go further out."""
+
+    @staticmethod
+    def forward(ctx: Any, ratio: torch.Tensor, bound: float) -> torch.Tensor:
+        ctx.save_for_backward(ratio > bound, ratio < -bound)
+        return ratio.clamp(-bound, bound)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
+        above, below = ctx.saved_tensors
+        outwards = (above & (grads[0] < 0)) | (below & (grads[0] > 0))
+        return grads[0].masked_fill(outwards, 0.0), None
+
+
+def _held(ratio: torch.Tensor, bound: float) -> torch.Tensor:
+    return _Held.apply(ratio, bound)  # pyright: ignore[reportReturnType]

@@ -75,13 +75,16 @@ class FlatAdamW:
     def step(self, *, lr: float, max_norm: float | None) -> float:
         """Clip to `max_norm`, update, zero the gradients. Returns the norm before clipping.
 
-        A gradient that is not finite changes nothing and raises: weights are never updated with NaN.
+        A gradient that is not finite changes nothing and raises: weights are never updated with NaN. Nor does one of 0
+        change anything.
         """
         self._settle()
         if self.pull:
             for group, start in self.starts:
                 group.grad.add_(group.master.data, alpha=self.pull).sub_(start, alpha=self.pull)
         norm = self.check_gradient()
+        if not norm:  # nothing said where to go: old moments and weight decay move nothing
+            return norm
         for group, options in zip(self.groups, self.adam.param_groups, strict=True):
             if max_norm is not None and norm > max_norm:
                 group.grad.mul_(max_norm / norm)

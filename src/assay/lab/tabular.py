@@ -76,7 +76,9 @@ class TabularModel(nn.Module):
             if "logprobs" in wanted:
                 found["logprobs"] = logprobs.gather(-1, batch.ids[..., None]).squeeze(-1) * batch.mask
             if "entropy" in wanted:
-                found["entropy"] = torch.special.entr(logprobs.exp()).sum(-1) * batch.mask
+                here = logprobs > float("-inf")
+                finite = torch.where(here, logprobs, 0.0)  # or what cannot be drawn would have a slope of NaN
+                found["entropy"] = -(finite.exp() * here * finite).sum(-1) * batch.mask
             if vocabulary:
                 given = {"targets": batch.ids.flatten()} | {n: c.flatten() for n, c in (columns or {}).items()}
                 found["vocabulary"] = {

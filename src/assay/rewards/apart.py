@@ -7,13 +7,14 @@ import selectors
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from assay.rewards.rules import Combined, Text
+from assay.rewards.rules import Combined, RewardFunction, Text, load
 from assay.settings import InputError, Settings
 
+T = TypeVar("T")
 START = 60.0  # seconds that the functions' imports may take
 
 
@@ -28,6 +29,24 @@ class FaultSettings(Settings):
     timeout: float = 0.0  # of programs, seconds a batch: above 0 they run in a process apart, killed when they hang
     retries: int = 0  # of a program that failed
     then: Literal["stop", "mask"] = "stop"  # end the run, or do not learn from the prompts whose rewards failed
+
+    def tried(self, call: Callable[[], T]) -> T:
+        """What the call gives, asked again up to `retries` times where it raises InputError."""
+        for _ in range(self.retries):
+            with contextlib.suppress(InputError):
+                return call()
+        return call()
+
+
+def alone(place: str, timeout: float) -> RewardFunction:
+    """The reward at "file.py:function" in a process of its own."""
+    apart = Apart(Combined(((1.0, load(place)),)), [place], timeout)
+
+    def reward(prompts: Sequence[Text], responses: Sequence[Text], **columns: Sequence[Any]) -> list[float]:
+        (found,) = apart.score_parts(prompts, responses, **columns).values()
+        return found
+
+    return reward
 
 
 class Apart:

@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +20,7 @@ def main(places: Sequence[str]) -> None:
     questions = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())  # programs that a reward starts must not read the questions
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     rules = combine([(1.0, place) for place in places])
     answers.write("ready\n")
     answers.flush()
@@ -28,6 +32,13 @@ def main(places: Sequence[str]) -> None:
             told = {"error": str(error)}
         answers.write(json.dumps(told) + "\n")
         answers.flush()
+
+
+def end_with(parent: int) -> None:
+    """Kill this process and what it started once the parent is gone, however it went."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Comparison, Prompt, Record, Response
 from assay.report.run import RunDirectory, read_json
 from assay.rewards.adapters import adapter_folders
+from assay.rewards.apart import FaultSettings, alone
 from assay.rewards.implicit import PREFIX, ImplicitSource
 from assay.rewards.instructed import Instructed
 from assay.rewards.model import Reward
@@ -60,24 +61,44 @@ def read(reader: Callable[..., Any], data: DataSettings, flag: str = "data") -> 
     return found.records
 
 
-def load_oracle(name: str) -> Oracle:
-    """ "text", "length", "reward:MODEL", or a function of (prompts, responses, **columns) in a file or module."""
+class ModelOracle:
+    """A reward model that serves as an oracle."""
+
+    def __init__(self, model: Reward, name: str) -> None:
+        self.model, self.name = model, name
+
+    def __call__(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
+        """As `Oracle`."""
+        scored = self.model.score(list(zip(prompts, responses, strict=True)))
+        return all_finite(scored, [prompt.id for prompt in prompts], self.name)
+
+
+def load_oracle(name: str, faults: FaultSettings | None = None) -> Oracle:
+    """ "text", "length", "reward:MODEL", or a function of (prompts, responses, **columns) in a file or module.
+
+    `faults` say how long a function may take, and how often it is asked again.
+    """
     if name == "text":
         return TextOracle()
     if name == "length":
         return length_lover
     if name.startswith(REWARD):
-        judge = open_reward(name.removeprefix(REWARD))
-        return lambda prompts, responses: all_finite(
-            judge.score(list(zip(prompts, responses, strict=True))), [prompt.id for prompt in prompts], name
-        )
-    rule = load(name)
+        return ModelOracle(open_reward(name.removeprefix(REWARD)), name)
+    rule, faults = load(name), faults or FaultSettings()
+    if faults.timeout:
+        rule = alone(name, faults.timeout)
 
     def oracle(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         asked, answers = [to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses]
-        return rule(asked, answers, **columns_of(prompts))
+        columns = columns_of(prompts)
+        return faults.tried(lambda: rule(asked, answers, **columns))
 
     return oracle
+
+
+def hash_of_oracle(name: str) -> str:
+    """What tells one oracle from another: a model's weights, a function's file, a name."""
+    return hash_of_model(name.removeprefix(REWARD)) if name.startswith(REWARD) else " ".join(hash_of_code(name))
 
 
 def all_finite(values: list[float], ids: Sequence[str], name: str) -> list[float]:

@@ -1,7 +1,8 @@
 """The best weights of a run that is watched, and its end where a limit was passed."""
 
+import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -18,44 +19,62 @@ class Point:
 
     step: int
     weights: dict[str, Tensor]
+    look: float = -math.inf  # what the oracle said of it, where it was asked
 
 
 class Keeper:
     """Keeps the policy of the best look at the oracle where `oracle_drop` is a limit, else the last within all limits.
 
-    What is measured of a batch is about the policy that sampled it. The copies lie in memory and are part of the run's
-    checkpoints.
+    What is measured of a batch is about the policy that sampled it, so a policy is kept when the batch after it is
+    seen. The copies lie in memory and are part of the run's checkpoints. `oracle` says which one is asked, and of what.
     """
 
-    def __init__(self, training: Training, settings: StopSettings) -> None:
+    def __init__(self, training: Training, settings: StopSettings, oracle: str = "") -> None:
         """To be called before the training resumes."""
-        self.training, self.settings = training, settings
+        self.training, self.settings, self.oracle = training, settings, oracle
         self.stopping, self.reason = Stopping(settings), ""
         self.kept: Point | None = None
-        self.sampled: Point | None = None  # the policy that samples, or sampled, the batch that is trained on
+        self.waits: Point | None = None  # the policy that samples, or was looked at: kept if its batch is within limits
+        self.another = False  # whether another oracle was asked before than is now
         training.places["keeper"] = self
 
     def start(self) -> None:
         """Before the first step of this process: what samples next is the policy as it is."""
-        if self.settings.any and self.sampled is None:
-            self.sampled = self.kept = self._now(self.training.step)
+        if self.settings.any and self.waits is None:
+            self.waits = self.kept = self._now(self.training.step)
 
     def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """After each step: keep the weights, or stop the run."""
         if not self.settings.any:
             return
-        if self.training.buffer.num_done > 1:  # further updates on one batch say nothing new of it
-            metrics = {name: value for name, value in metrics.items() if name == "oracle"}
+        again = self.training.buffer.num_done > 1  # further updates on one batch say nothing new of it
+        if again:
+            metrics = {name: value for name, value in metrics.items() if name in ("oracle", "oracle_error")}
         self.reason = self.stopping.see(metrics)
         self.training.stopped = bool(self.reason)
-        if self.settings.oracle_drop:
-            if "oracle" in metrics and self.stopping.is_best:
-                self.kept = self.sampled = self._now(step)
-            return
-        if not self.stopping.suspicious:
-            self.kept = self.sampled
-        if self.training.buffer.empty:
-            self.sampled = self._now(step)
+        if not again and self.stopping.suspicious:
+            self.waits = self.kept
+        elif not again:
+            self.kept = self.waits
+        if not self.settings.oracle_drop:
+            if self.training.buffer.empty:
+                self.waits = self._now(step)
+        elif "oracle" in metrics:
+            self._look(step, metrics["oracle"])
+
+    def begin_again(self, look: Mapping[str, float]) -> None:
+        """What another oracle says of the policy as it is, before training goes on."""
+        self.stopping.see(look)
+        if self.settings.oracle_drop and "oracle" in look:
+            self._look(self.training.step, look["oracle"])
+
+    def _look(self, step: int, oracle: float) -> None:
+        """The policy as it is now, where the oracle has said nothing better of one that may be kept."""
+        assert self.waits is not None
+        if oracle > self.waits.look:
+            self.waits = self._now(step, oracle)
+            if not self.settings.of_batches:
+                self.kept = self.waits
 
     def finish(self) -> dict[str, Any]:
         """Where the run was stopped go back to the kept weights, and say why and to which step."""
@@ -67,34 +86,39 @@ class Keeper:
 
     def state_dict(self) -> dict[str, Any]:
         """As `Batches`; weights that are the training's own are left to it."""
-        if not self.settings.any or self.kept is None or self.sampled is None:
+        if not self.settings.any or self.kept is None or self.waits is None:
             return {}
         facts = {"settings": asdict(self.settings), "stopping": self.stopping.state_dict(), "reason": self.reason}
-        points = {point.step: point for point in (self.kept, self.sampled) if point.step != self.training.step}
+        points = {point.step: point for point in (self.kept, self.waits) if point.step != self.training.step}
         weights = {f"{step}.{name}": value for step, p in points.items() for name, value in p.weights.items()}
-        return {**facts, "kept": self.kept.step, "sampled": self.sampled.step, **weights}
+        looks = {"oracle": self.oracle, "kept_look": self.kept.look, "waits_look": self.waits.look}
+        return {**facts, **looks, "kept": self.kept.step, "waits": self.waits.step, **weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; under other limits than before what they had counted is void."""
+        """Go on from there; under other limits or another oracle than before what had been counted is void."""
         if not self.settings.any or not state:
             return
         self.stopping.load_state_dict(state["stopping"])
-        if state["settings"] == asdict(self.settings):
+        self.kept, self.waits = self._point(state, "kept"), self._point(state, "waits")
+        self.another = state["oracle"] != self.oracle
+        if self.another:
+            self.stopping.forget_oracle()
+            self.kept, self.waits = replace(self.kept, look=-math.inf), replace(self.waits, look=-math.inf)
+        if self.another or state["settings"] != asdict(self.settings):
+            self.stopping.beyond = {}
+        else:
             self.reason = state["reason"]
             self.training.stopped = bool(self.reason)
-        else:
-            self.stopping.beyond = {}
-        self.kept, self.sampled = self._point(state, "kept"), self._point(state, "sampled")
 
     def _point(self, state: Mapping[str, Any], name: str) -> Point:
-        step: int = state[name]
+        step, look = state[name], state[f"{name}_look"]
         if step == self.training.step:
-            return self._now(step)
+            return self._now(step, look)
         prefix = f"{step}."
-        return Point(step, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        return Point(step, {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}, look)
 
-    def _now(self, step: int) -> Point:
-        return Point(step, {name: master.clone() for name, master in self._optimizer.masters().items()})
+    def _now(self, step: int, look: float = -math.inf) -> Point:
+        return Point(step, {name: master.clone() for name, master in self._optimizer.masters().items()}, look)
 
     @property
     def _optimizer(self) -> FlatAdamW:

@@ -4,12 +4,15 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
+
 from assay.config import PolicyConfig
-from assay.engine.catalog import ModelSource, load_tokenizer, resolve_model
+from assay.engine.catalog import ModelSource, load_tokenizer, local_path, resolve_model
 from assay.engine.learner import AdapterOff, Lagging, Learner, OneAdapter
 from assay.engine.load import POLICY, Critic, load_critic, load_policy
 from assay.engine.model import Model
 from assay.engine.optimizer import FlatAdamW
+from assay.rewards.model import read_facts
 from assay.settings import InputError
 from assay.tokens.chat import Encoder
 
@@ -31,8 +34,12 @@ def with_critic(config: PolicyConfig, reward: str) -> PolicyConfig:
 
 
 def is_single(reward: str) -> bool:
-    """Whether a reward's name is that of one model in a folder."""
-    return bool(reward) and "," not in reward and ":" not in reward
+    """Whether a reward's name is that of one model with one number an answer, as a critic can start from."""
+    if not reward or "," in reward or ":" in reward:
+        return False
+    facts = read_facts(local_path(reward))
+    several = facts.get("readout", {}).get("kind", "single") != "single"
+    return not (several or facts.get("adapters") or facts.get("pooling"))
 
 
 def load_model(source: ModelSource, encoder: Encoder, config: PolicyConfig) -> Model:
@@ -80,14 +87,20 @@ def open_critic(config: PolicyConfig, reward: str, encoder: Encoder) -> Model | 
         return None
     name = {"policy": config.model, "reward": reward}.get(config.critic.start, config.critic.start)
     if config.critic.start == "reward" and not is_single(reward):
-        raise InputError("--critic.start reward: that needs a single reward model, given with --reward")
+        raise InputError(
+            "--critic.start reward: that needs a single reward model with one number an answer, given with --reward"
+        )
     source = resolve_model(name)
     if changed := encoder.other_ids(Encoder(load_tokenizer(source))):
         raise InputError(
             f"--critic.start {name}: the {', '.join(changed)} of its tokenizer differ from the policy's, so the same "
             f"ids mean different words; start the critic from another model"
         )
-    return load_critic(source, dtype=config.dtype, lora=config.lora)
+    critic = load_critic(source, dtype=config.dtype, lora=config.lora)
+    if config.critic.start == "reward" and getattr(config.algorithm, "reward_norm", "none") == "moments":
+        for p in critic.head("value").parameters():
+            torch.nn.init.zeros_(p)  # the mean of rewards that are normalised; the raw reward is on another scale
+    return critic
 
 
 def _policy(model: Model, config: PolicyConfig) -> Learner:

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -56,7 +56,10 @@ class Rollouts:
         if getattr(self.config.algorithm, "dynamic_sampling", False):
             drawn, scored = self._filled(drawn, scored)
         if not drawn.prompts:
-            raise InputError("the rewards of every prompt of a batch could not be had: there is nothing to learn from")
+            raise InputError(
+                f"the rewards of every prompt of a batch could not be had: there is nothing to learn from. The last "
+                f"reason: {self.rewards.why[-1]}"
+            )
         batch = self._finished(drawn, scored)
         self.facts |= {"seconds_rollouts": time.perf_counter() - began}
         columns = self.config.algorithm.columns
@@ -123,10 +126,12 @@ class Rollouts:
             rounds, seen = rounds + 1, seen + len(more.prompts)
             facts = {name: facts.get(name, 0.0) + self.facts.get(name, 0.0) for name in {**facts, **self.facts}}
             differing = their.differing(more.num)
+            drawn, scored = (more, their) if more.prompts else (drawn, scored)
             kept = kept[0].together(more.of_prompts(differing)), kept[1].together(their.of_prompts(differing, more.num))
         size = min(len(kept[0].prompts), self.config.batch_size)
         equal = 1 - len(kept[0].prompts) / max(seen, 1)  # of all that were sampled
-        told = {"sampling_rounds": float(rounds), "num_prompts": float(size), "frac_reward_zero_std": equal}
+        trained = float(size or len(drawn.prompts))
+        told = {"sampling_rounds": float(rounds), "num_prompts": trained, "frac_reward_zero_std": equal}
         self.facts = {**facts, **told}
         if not size:
             return drawn, scored  # nothing to learn from: the batch says so in `frac_reward_zero_std`
@@ -206,15 +211,29 @@ class Watch:
         *,
         seed: int,
         worth: Callable[[Drawn], Sequence[float]] | None = None,
+        then: Literal["stop", "mask"] = "stop",
     ) -> None:
-        """`source` draws the answers, or plays the conversations; `worth` is what the optimised reward says of them."""
+        """`source` draws the answers, or plays the conversations; `worth` is what the optimised reward says of them.
+
+        `then` is what is done where the oracle fails: end the run, or "mask" this look.
+        """
         self.source, self.prompts, self.oracle, self.seed, self.worth = source, prompts, oracle, seed, worth
+        self.then = then
 
     def look(self) -> dict[str, float]:
         """The oracle's mean over one answer to each prompt, its standard error, and what the optimised reward says.
 
-        The draws are the same every time, however long the answers are by then.
+        The draws are the same every time, however long the answers are by then. Empty where the oracle fails and may.
         """
+        try:
+            return self._look()
+        except InputError as error:
+            if self.then == "stop":
+                raise InputError(f"--oracle: {error} (or go on without such a look: --faults.then mask)") from error
+            say(f"--oracle: no look this time: {error}")
+            return {}
+
+    def _look(self) -> dict[str, float]:
         rewards: list[float] = []
         proxy: list[float] = []
         for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):

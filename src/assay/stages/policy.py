@@ -19,14 +19,18 @@ from assay.feedback.read import read_comparisons, read_demonstrations, read_prom
 from assay.records import Comparison, Demonstration, Prompt
 from assay.report.run import RunDirectory, read_json
 from assay.rewards.instructed import Instructed
-from assay.rewards.judge import CRITERION, open_judge
+from assay.rewards.judge import CRITERION, LanguageModel, check_judge, open_judge
+from assay.rewards.model import RewardModel
 from assay.rewards.opening import open_reward
+from assay.rewards.rules import load_object
 from assay.settings import InputError
 from assay.stages.common import (
+    ModelOracle,
     data_columns,
     hash_of,
     hash_of_code,
     hash_of_model,
+    hash_of_oracle,
     hash_of_rewards,
     keep_fitting,
     load_oracle,
@@ -40,7 +44,7 @@ from assay.stages.learners import load_model, make_learners, open_critic, with_c
 from assay.stages.online import Rollouts, Watch
 from assay.stages.policy_settings import check, identity
 from assay.stages.progress import bar, say
-from assay.stages.rewarding import Dense, Rewards, load_rules, readable
+from assay.stages.rewarding import Dense, Rewards, judgeable, load_rules, readable
 from assay.stages.sampling import Drawn, PolicySampler
 from assay.stages.turns import Episodes
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -64,10 +68,11 @@ def run(config: PolicyConfig) -> None:
     check(config)
     streams = read_streams(config)
     data = {name: hash_of(stream.records) for name, stream in streams.items()}
-    rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
-    watched = open_watch(config)
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
+    watched = open_watch(config)
+    rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
+    dense = open_dense(config, rewards, encoder) if rewards else None
     torch.manual_seed(config.seed)
     critic = open_critic(config, named_reward(config, place), encoder)
     torch.manual_seed(config.seed)  # the policy's adapters are the same whatever critic there is
@@ -82,9 +87,9 @@ def run(config: PolicyConfig) -> None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
         if config.environment:
             episodes = Episodes.load(sampler, config.environment, config.max_turns)
-        dense = open_dense(config, rewards, encoder)
         for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
-            prompts = readable(paying, prompts, config)
+            prompts = readable(paying, prompts, config, sampler.context, config.data)
+        prompts = judgeable(rewards.judge, prompts, config)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
         batches, worth = Joined(online, offline(config, encoder, model, streams)[0]), online.worth
         per_epoch = len(prompts)
@@ -106,10 +111,11 @@ def run(config: PolicyConfig) -> None:
             "data": data,
             "base": hash_of_folder(source.path),
             "reward": rewards.identity if rewards else {},
+            "algorithm": hash_of_code(algorithm.name) if ":" in algorithm.name else [],
         },
         critic_alone=alone,
     )
-    keeper = Keeper(training, config.stop)
+    keeper = Keeper(training, config.stop, f"{hash_of_oracle(config.oracle)} {hash_of(watched[0])}" if watched else "")
     if training.resume():
         say(f"resumed after step {training.step} of {num_steps}")
     keeper.start()
@@ -119,7 +125,11 @@ def run(config: PolicyConfig) -> None:
     if watched is not None:
         prompts, oracle = watched
         prompts = sampler.fitting(prompts, config.watch, "watch")
-        watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1, worth=worth)
+        if isinstance(oracle, ModelOracle):
+            prompts = readable(oracle.model, prompts, config, sampler.context, config.watch, "watch")
+        watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1, worth=worth, then=config.faults.then)
+        if keeper.another:
+            keeper.begin_again(watch.look())
     with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
@@ -149,6 +159,10 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
         raise InputError("--reward_rule: there is no reward model whose opinions it could join; give one with --reward")
     model = None
     rules = load_rules(config.rules, config.faults.timeout)
+    if config.environment:
+        load_object(config.environment, "environment")  # an error here, not after models are loaded
+    if config.judge:
+        check_judge(config.judge)
     identity: dict[str, Any] = {"rules": [hash_of_code(rule) for rule in config.rules]}
     if named:
         identity["model"] = hash_of_rewards(named, config)
@@ -166,7 +180,8 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
     judge = None
     if config.judge:
         judge = open_judge(config.judge, criterion=config.criterion or CRITERION, dtype=config.dtype)
-        identity["judge"] = [config.judge, judge.criterion]
+        weights = hash_of_model(config.judge) if isinstance(judge.model, LanguageModel) else config.judge
+        identity["judge"] = [weights, judge.criterion]
     return Rewards(model, config.reward_weight, rules, identity, config.faults, judge)
 
 
@@ -205,11 +220,11 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     settings = config.dense
     if not settings.kind:
         return None
-    if settings.kind == "rewards" and settings.model:
-        raise InputError("--dense.kind rewards pays what the reward model says: leave --dense.model out")
     model = open_reward(settings.model, dtype=config.dtype) if settings.model else rewards.model
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
+    if isinstance(model, RewardModel) and model.pooling is None:
+        raise InputError(f"--dense.kind: {model.name} has no rewards at tokens, as a process reward model has")
     gamma = getattr(config.algorithm, "gamma", 1.0)
     return Dense(model, settings.kind, encoder, gamma=gamma, weight=config.reward_weight)
 
@@ -275,5 +290,5 @@ def open_watch(config: PolicyConfig) -> tuple[Sequence[Prompt], Oracle] | None:
     """What is looked at while training: held-out prompts, and the oracle that judges their answers."""
     if not config.oracle:
         return None
-    oracle = load_oracle(config.oracle)
-    return read(read_prompts, config.watch, "watch"), oracle
+    prompts = read(read_prompts, config.watch, "watch")
+    return prompts, load_oracle(config.oracle, config.faults)

@@ -71,6 +71,8 @@ def check_answers(config: PolicyConfig) -> None:
 def check_tokens_paid(config: PolicyConfig) -> None:
     """Rewards at tokens, of a method that credits tokens and does not reshape the rewards of whole answers."""
     algorithm, kind = config.algorithm, config.dense.kind
+    if kind == "rewards" and config.dense.model:
+        raise InputError("--dense.kind rewards pays what the reward model says: leave --dense.model out")
     if kind and not getattr(algorithm, "credits_tokens", True):
         raise InputError(
             f"--dense.kind {kind}: {algorithm.name} credits whole answers; reinforce, reinforce_pp and those with a "
@@ -115,6 +117,8 @@ def check_passed_over(config: PolicyConfig) -> None:
         ("criterion", "judge"): (config.criterion, config.judge),
         ("dense.model", "dense.kind"): (config.dense.model, config.dense.kind),
         ("reference.share", "reference.every"): (config.reference.share != 1, config.reference.every),
+        ("cut_penalty", "cut_answers penalty"): (config.cut_penalty != 1, config.cut_answers == "penalty"),
+        ("max_turns", "environment"): (config.max_turns != 4, config.environment),
     }
     for (flag, other), (given, there) in alone.items():
         if given and not there:
@@ -133,6 +137,11 @@ def check_kl(config: PolicyConfig) -> None:
         raise InputError(
             "--algorithm.target_kl with --critic.alone: the KL is 0 while the critic is trained alone, and the "
             "coefficient would sink; leave one of them out"
+        )
+    if config.reference.every and getattr(algorithm, "replay", "") == "cumulative":
+        raise InputError(
+            f"--reference.every: {algorithm.name} compares all answers so far with one reference; leave it out, or "
+            f"set --algorithm.replay latest"
         )
     if config.reference.every and not algorithm.reference:
         raise InputError(f"--reference.every: {algorithm.name} with these settings has no reference; leave it out")

@@ -8,22 +8,24 @@ import torch
 from torch import Tensor
 
 from assay.batch import TokenBatch
-from assay.config import PolicyConfig
+from assay.config import DataSettings, PolicyConfig
 from assay.losses.credit import at_last_token, redistribute, shaping
-from assay.records import Prompt, Rollout
+from assay.records import Prompt, Rollout, reply
 from assay.rewards.apart import Apart, FaultSettings
 from assay.rewards.dense import at_sampled_tokens
 from assay.rewards.instructed import Instructed
-from assay.rewards.judge import Judge
+from assay.rewards.judge import Judge, LanguageModel
 from assay.rewards.model import Reward
 from assay.rewards.rules import Several, combine, fill_rewards
 from assay.settings import InputError
 from assay.shapes import TokenFloat
-from assay.stages.common import all_finite
+from assay.stages.common import all_finite, keep_fitting
+from assay.stages.progress import say
 from assay.stages.sampling import fitting
-from assay.tokens.chat import Encoder
+from assay.tokens.chat import Encoded, Encoder
 
 TEMPLATE_TOKENS = 16  # room for what a template adds around an answer
+REASONS = 5  # told of rewards that could not be had
 T = TypeVar("T")
 
 
@@ -102,6 +104,7 @@ class Rewards:
         self.judge = judge
         self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
         self.faults = faults or FaultSettings()
+        self.why: list[str] = []  # different reasons why rewards could not be had, the last at the end
 
     def __call__(self, rollouts: Sequence[Rollout], num: int) -> Scored:
         """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting.
@@ -117,8 +120,8 @@ class Rewards:
                 parts["model_uncertainty"] = [unsure for _, unsure in opinions]
             totals = [self.weight * reward for reward in parts["model"]]
         if self.judge is not None:
-            parts["judge"] = judged(self.judge, rollouts)
-            all_finite(parts["judge"], [rollout.prompt.id for rollout in rollouts], "rewards/judge")
+            parts["judge"], wrong = self._by_prompt(self._judged, rollouts, num, lambda _: 0.0)
+            failed = [one or other for one, other in zip(failed, wrong, strict=True)]
             totals = [total + opinion for total, opinion in zip(totals, parts["judge"], strict=True)]
         if self.rules is not None:
             filled, wrong = self._by_prompt(self._filled, rollouts, num, lambda rollout: replace(rollout, reward=0.0))
@@ -157,10 +160,17 @@ class Rewards:
             try:
                 found += score(group)
                 failed += [False] * len(group)
-            except InputError:
+            except InputError as error:
+                self._note(str(error))
                 found += map(instead, group)
                 failed += [True] * len(group)
         return found, failed
+
+    def _note(self, why: str) -> None:
+        """Say a new reason, the first few of them."""
+        if why not in self.why and len(self.why) < REASONS:
+            say(f"a prompt goes without rewards: {why}")
+        self.why = [*[reason for reason in self.why if reason != why][-REASONS:], why]
 
     def _by_model(self, rollouts: Sequence[Rollout]) -> list[tuple[float, float]]:
         """The model's reward of each answer and, where it knows one, its standard deviation."""
@@ -174,24 +184,52 @@ class Rewards:
             all_finite(opinions, [rollout.prompt.id for rollout in rollouts], f"rewards/{name}")
         return list(zip(*both, strict=True))
 
+    def _judged(self, rollouts: Sequence[Rollout]) -> list[float]:
+        assert self.judge is not None
+        return all_finite(judged(self.judge, rollouts), [r.prompt.id for r in rollouts], "rewards/judge")
+
     def _filled(self, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
-        assert self.rules is not None
-        for attempt in range(self.faults.retries + 1):
-            try:
-                return fill_rewards(self.rules, rollouts)
-            except InputError:
-                if attempt == self.faults.retries:
-                    raise
-        raise AssertionError("unreachable")
+        rules = self.rules
+        assert rules is not None
+        return self.faults.tried(lambda: fill_rewards(rules, rollouts))
 
 
-def readable(model: Reward | None, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[Prompt, ...]:
-    """The prompts whose longest answers the model can read; others are an error, or dropped and counted."""
-    if model is None:
+def readable(
+    model: Reward | None,
+    prompts: Sequence[Prompt],
+    config: PolicyConfig,
+    context: int,
+    data: DataSettings,
+    flag: str = "data",
+) -> tuple[Prompt, ...]:
+    """The prompts whose longest answers the model can read; others are an error, or dropped and counted.
+
+    `context` is the policy's, beyond which no conversation goes.
+    """
+    if model is None or (config.environment and context <= model.room):
         return tuple(prompts)
     turns = config.max_turns if config.environment else 1
     room = model.room - turns * (config.sampling.max_tokens + TEMPLATE_TOKENS)
-    return fitting(prompts, model.encoder, room, config.data, "data")
+    if room < 1:
+        told = f"{turns} turns of " if turns > 1 else ""
+        raise InputError(
+            f"--sampling.max_tokens {config.sampling.max_tokens}: {told}such answers do not fit the {model.room} "
+            f"tokens that {model.name} reads; sample fewer"
+        )
+    return fitting(prompts, model.encoder, room, data, flag)
+
+
+def judgeable(judge: Judge | None, prompts: Sequence[Prompt], config: PolicyConfig) -> tuple[Prompt, ...]:
+    """The prompts of which the judge can be asked with two of the longest answers, as `readable`."""
+    if judge is None or not isinstance(judge.model, LanguageModel):
+        return tuple(prompts)
+    model, nothing = judge.model, reply("")
+    room = model.context - 2 * (config.sampling.max_tokens + TEMPLATE_TOKENS)
+
+    def asked(prompt: Prompt) -> tuple[Encoded, Encoded]:
+        return model.encode(judge.question(prompt, nothing, nothing))
+
+    return tuple(prompt for prompt, _ in keep_fitting(prompts, asked, room, config.data))
 
 
 def judged(judge: Judge, rollouts: Sequence[Rollout]) -> list[float]:

@@ -53,7 +53,7 @@ class Buffer:
         return self.num_drawn - len(self.order)
 
     def fill(self, streams: Streams) -> None:
-        """With what was just prepared."""
+        """With what was just prepared, in the place of what was still to come."""
         new = streams["main"]
         known = 0 if self.main is None or not self.cumulative else _num_groups(self.main)
         self.main = TokenBatch.cat([self.main, new]) if known and self.main is not None else new
@@ -61,7 +61,7 @@ class Buffer:
             rows = self.main.num_rows
             self.main = self.main.fill(**{name: new.columns[name][:1].repeat(rows) for name in self.newest})
         self.streams = {name: batch for name, batch in streams.items() if name != "main"}
-        size = _num_groups(new)
+        size, self.order = _num_groups(new), []
         for _ in range(self.num_epochs):
             whole = self.num_epochs * self.num_parts == 1 and not known  # nothing to choose: no random number is spent
             drawn = list(range(size)) if whole else torch.randperm(known + size).tolist()[:size]

@@ -119,7 +119,8 @@ class Training:
     def one_step(self) -> dict[str, float]:
         """Batch, prepare, gradient, update."""
         facts: dict[str, float] = {}
-        if self.buffer.empty:
+        # the policy's first step is on credit by the critic as it is by then
+        if self.buffer.empty or 0 < self.critic_alone == self.step:
             streams = self.batches.next()
             facts = getattr(self.batches, "facts", {})
             main = self.algorithm.prepare(streams["main"], self.learners, self.memory)
@@ -156,11 +157,15 @@ class Training:
         return {**metrics, "grad_norm": max(norms), "lr": rates[0]}
 
     def _rate(self, learner: Learner) -> float:
-        """The learning rate of this step; the schedule of who waits for the critic begins when it does."""
-        waited = 0 if learner is self.learners.get("value") else self.critic_alone
-        told = self.optimiser
+        """The learning rate of this step; the schedule of who waits for the critic begins when it does.
+
+        A critic that is trained alone first has no warm-up: this is the policy's.
+        """
+        told, first = self.optimiser, learner is self.learners.get("value")
+        waited = 0 if first else self.critic_alone
+        warmup = 0.0 if first and self.critic_alone else told.warmup
         left = self.num_steps - waited
-        return learning_rate(self.step - waited, left, peak=told.lr, warmup=told.warmup, schedule=told.schedule)
+        return learning_rate(self.step - waited, left, peak=told.lr, warmup=warmup, schedule=told.schedule)
 
     def _keep_batch(self, streams: Streams) -> Path:
         """A file of what was trained on when a number was not finite: `stream.column` -> tensor."""

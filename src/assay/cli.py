@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 a fault of the program; 2 wrong input or settings; 3 refus
 """
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     from assay.settings import InputError, nearest
 
     verb, rest = words[0], words[1:]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what runs beside is ended too
     try:
         if verb not in VERBS:
             raise InputError(f"unknown verb {verb!r}.{nearest(verb, VERBS)} `assay --help` lists them")

@@ -214,6 +214,17 @@ def test_xpos_bound_counts_and_pulls_no_further():
     assert found[:, 0].tolist() == pytest.approx([0.0, 0.5 / (1 + math.exp(0.5))])
 
 
+def test_what_is_beyond_xpos_bound_is_pulled_back():
+    """Log-ratios 2 and 0 at a bound of 1, the second preferred: the first's gradient is upwards, a step down inwards."""
+    batch = answers([0.0, 1.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([0.0]), source=t([0, 1]))
+    batch = batch.fill(declared={"alpha": torch.Tensor}, alpha=torch.zeros(2))
+    pull = 0.5 / (1 + math.exp(-0.5))
+    for sign in (1, -1):  # and mirrored, below the bound
+        told = batch if sign == 1 else batch.fill(preference=t([1.0]))
+        found = gradient(XPO(beta=0.5, v_max=0.5), told, t([[-3.0 + sign * 2], [-3.0]]))
+        assert found[:, 0].tolist() == pytest.approx([sign * pull, -sign * pull])
+
+
 def test_xpos_schedule_holds_each_alpha_for_its_batches():
     algorithm, memory = XPO(alpha=(0.3, 0.2, 0.1), alpha_batches=2), {}
     batch = answers([1.0, 0.0], source=t([0, 1]))

@@ -73,12 +73,17 @@ def test_a_critic_alone_leaves_the_policy_as_it_is(asked, tmp_path):
 
 
 def test_ppo_max_begins_with_its_critic(asked, tmp_path):
-    """From the reward model, trained alone for 16 steps, unless it is told otherwise; plain PPO from the policy."""
+    """From the reward model, trained alone for 16 steps, unless it is told otherwise; plain PPO from the policy.
+
+    Where rewards are normalised it says 0 at first, which is their mean.
+    """
     assert train(tmp_path / "max", asked, "ppo_max", "--steps", "1") == OK
     rows = RunDirectory(tmp_path / "max").read_metrics("policy")
     assert len(rows) == 17 and "kl" not in rows[15] and abs(rows[16]["kl"]) < 1e-6
-    value = load_file(tiny_reward() + "/model.safetensors")["score.weight"]
-    assert rows[0]["value"] != 0 and value.abs().max() > 0  # a head that starts at 0 would say 0
+    assert rows[0]["value"] == 0 and rows[1]["value"] != 0
+    raw = ["--algorithm.reward_norm", "none", "--critic.alone", "1", "--steps", "1"]
+    assert train(tmp_path / "raw", asked, "ppo_max", *raw) == OK
+    assert RunDirectory(tmp_path / "raw").read_metrics("policy")[0]["value"] != 0  # as its head says
     told = ["--critic.start", "policy", "--critic.alone", "0"]
     assert train(tmp_path / "told", asked, "ppo_max", "--steps", "1", *told) == OK
     (row,) = RunDirectory(tmp_path / "told").read_metrics("policy")
@@ -138,6 +143,12 @@ REFUSED = [
     (["rloo", "--criterion", "The shorter the better."], "--criterion does nothing without --judge"),
     (["ppo", "--dense.model", "smollm2-135m-instruct"], "--dense.model does nothing without --dense.kind"),
     (["rloo", "--reference.share", "0.5"], "--reference.share does nothing without --reference.every"),
+    (["rloo", "--cut_penalty", "3"], "--cut_penalty does nothing without --cut_answers penalty"),
+    (["rloo", "--max_turns", "2"], "--max_turns does nothing without --environment"),
+    (["xpo", "--reference.every", "2"], "xpo compares all answers so far with one reference"),
+    (["ppo", "--dense.kind", "rewards", "--dense.model", "no"], "leave --dense.model out"),
+    (["ppo", "--dense.kind", "rewards"], "has no rewards at tokens"),
+    (["rloo", "--sampling.max_tokens", "300"], "--sampling.max_tokens 300"),
 ]
 
 
@@ -149,7 +160,8 @@ def test_what_cannot_be_is_refused_in_one_line(words, said, asked, tmp_path, ref
 def test_answers_cut_by_length_are_paid_less_or_not_read(asked, tmp_path):
     seen = {}
     for told in ("keep", "penalty", "mask"):
-        assert train(tmp_path / told, asked, "rloo", "--cut_answers", told, "--cut_penalty", "3") == OK
+        words = ["--cut_penalty", "3"] if told == "penalty" else []
+        assert train(tmp_path / told, asked, "rloo", "--cut_answers", told, *words) == OK
         seen[told] = RunDirectory(tmp_path / told).read_metrics("policy")[0]
     assert 0 < seen["keep"]["share_cut"] <= 1
     assert seen["penalty"]["reward"] == pytest.approx(seen["keep"]["reward"] - 3 * seen["keep"]["share_cut"], abs=1e-5)

@@ -1,5 +1,6 @@
 """The loop: which learners it trains, when it saves, what it refuses."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,6 +194,39 @@ def test_the_policys_schedule_begins_when_it_does(tmp_path):
     training(tmp_path, TwoLosses(), learners, num_steps=7, critic_alone=3).run(seen.append)
     alone, together = [1, 6 / 7, 5 / 7], [1, 3 / 4, 2 / 4, 1 / 4]
     assert [row["lr"] for row in seen] == pytest.approx([0.01 * share for share in (*alone, *together)])
+
+
+def test_only_the_policy_warms_up_after_a_critic_that_was_alone(tmp_path):
+    """A warm-up of half: over two of the policy's four steps; the critic, told while it is alone, begins at the peak."""
+    learners, seen = {"policy": learner(), "value": learner(heads=("value",))}, []
+    run = training(tmp_path, TwoLosses(), learners, num_steps=6, critic_alone=2)
+    run.optimiser = replace(run.optimiser, schedule="constant", warmup=0.5)
+    run.run(seen.append)
+    assert [row["lr"] for row in seen] == pytest.approx([0.01, 0.01, 0.005, 0.01, 0.01, 0.01])
+
+
+def test_the_policys_first_batch_is_a_new_one(tmp_path):
+    """Four updates a batch, three of them the critic's alone: the fourth is left out, its credit is an older critic's."""
+
+    class FourUpdates(TwoLosses):
+        num_epochs = 4
+
+    learners, filled = {"policy": learner(), "value": learner(heads=("value",))}, []
+    run = training(tmp_path, FourUpdates(), learners, num_steps=8, critic_alone=3)
+    fill = run.buffer.fill
+    run.buffer.fill = lambda streams: filled.append(run.step) or fill(streams)
+    run.run(lambda _: None)
+    assert filled == [0, 3, 7]
+
+
+def test_a_batch_that_says_nothing_moves_nothing(tmp_path):
+    """A gradient of 0 after others: the moments go no further, nor does weight decay."""
+    worker = learner()
+    training(tmp_path, SFT(), {"policy": worker}, every=0).run(lambda _: None)
+    before, state = weights(worker), {name: value.clone() for name, value in worker.optimizer.state_dict().items()}
+    assert worker.step(lr=0.1, max_norm=1.0) == 0
+    assert not moved(before, worker)
+    assert all(torch.equal(value, state[name]) for name, value in worker.optimizer.state_dict().items())
 
 
 def test_the_critic_alone_learns_what_it_would_beside_a_policy(tmp_path):

@@ -49,15 +49,16 @@ def _contents(run: RunDirectory) -> dict[str, Any]:
     """What the template prints, section by section."""
     audit, evaluation = summary.read_document(run.audit), summary.read_document(run.evaluation)
     rows = run.read_metrics()
+    kept_step, ended = summary.ended(run)
     large, small, num_left_out = curves.metric_figures(rows)
     samples = run.read_samples()
     best_of_n = curves.best_of_n_curve(audit.findings) or audit.rest.get("best_of_n") if audit else None
     calibration = audit.rest.get("calibration") if audit else None
     return {
         "name": run.path.resolve().name,
-        "headlines": [summary.gain(evaluation), summary.verdict(audit), summary.distance(rows)],
+        "headlines": [summary.gain(evaluation), summary.verdict(audit), summary.distance(rows, kept_step)],
         "reasons": summary.reasons(audit),
-        "warnings": summary.warnings(run, audit, evaluation, rows),
+        "warnings": [*ended, *summary.warnings(run, audit, evaluation, rows)],
         "config": summary.grouped(run.read_config()) if run.config.exists() else None,
         "stages": _stages(run),
         "audit": _audit_tables(audit),

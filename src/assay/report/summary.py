@@ -137,15 +137,32 @@ def _gate(audit: Document) -> Mapping[str, Any]:
     return nested if isinstance(nested, Mapping) else audit.rest
 
 
-def distance(rows: Sequence[Mapping[str, Any]]) -> Headline:
-    """How far the policy went from its reference."""
+def distance(rows: Sequence[Mapping[str, Any]], kept_step: int | None = None) -> Headline:
+    """How far the policy went from its reference; the one of `kept_step`, where a limit ended the run and it was kept.
+
+    What is logged at a step was sampled by the policy before it.
+    """
     label = "Distance from the reference"
     measured = [row for row in rows if _is_number(row.get("kl"))]
     if not measured:
         return Headline(label, "not run", "No policy was trained here, or its KL was not logged.", "absent")
     last = measured[-1]
+    if kept_step is not None:
+        after = next((row for row in measured if row["step"] > kept_step), last)
+        sentence = f"KL a response (k1) of the policy of step {kept_step}, which was kept when a limit ended the run."
+        return Headline(label, f"{number(after['kl'])} nats", sentence)
     sentence = f"KL a response (k1) at step {number(last.get('step'))}, the last one logged."
     return Headline(label, f"{number(last['kl'])} nats", sentence)
+
+
+def ended(run: RunDirectory) -> tuple[int | None, list[str]]:
+    """The step of the policy that was kept where a limit ended its training, and a warning that says so."""
+    notes = read_json(run.provenance) if run.provenance.exists() else {}
+    told = notes.get("policy") if isinstance(notes, Mapping) else None
+    if not isinstance(told, Mapping) or not isinstance(told.get("kept_step"), int):
+        return None, []
+    step = told["kept_step"]
+    return step, [f"A limit ended the training, and the policy of step {step} was kept: {told.get('stopped')}."]
 
 
 def warnings(

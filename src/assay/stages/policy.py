@@ -67,6 +67,8 @@ def run(config: PolicyConfig) -> None:
     algorithm = config.algorithm
     check(config)
     streams = read_streams(config)
+    if algorithm.data == "rollouts":
+        check_prompts(config, streams["main"].records)
     data = {name: hash_of(stream.records) for name, stream in streams.items()}
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
@@ -251,6 +253,17 @@ def read_streams(config: PolicyConfig) -> dict[str, Stream]:
         kind, data = algorithm.streams[name], config.streams.get(name, DataSettings())
         found[name] = Stream(kind, data, read(READERS[kind], data, f"streams.{name}"))
     return found
+
+
+def check_prompts(config: PolicyConfig, prompts: Sequence[Prompt]) -> None:
+    """What the algorithm and an environment ask of prompts, before a model is loaded."""
+    data_columns(prompts, config.algorithm.columns)
+    plain_text = [prompt.id for prompt in prompts if prompt.is_text]
+    if config.environment and plain_text:
+        raise InputError(
+            f"{config.data.path}: {len(plain_text)} of {len(prompts)} prompts are plain text (the first: "
+            f"{plain_text[0]}), and an --environment has conversations: give prompts as messages"
+        )
 
 
 def offline(config: PolicyConfig, encoder: Encoder, model: Model, streams: Mapping[str, Stream]) -> tuple[Offline, int]:

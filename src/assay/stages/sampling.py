@@ -114,7 +114,13 @@ class PolicySampler:
 
     def fitting(self, prompts: Sequence[Prompt], data: DataSettings, flag: str) -> tuple[Prompt, ...]:
         """The prompts that leave room for an answer; others are an error, or dropped and counted, as `data` says."""
-        return fitting(prompts, self.encoder, self.context - self.settings.max_tokens, data, flag)
+        room = self.context - self.settings.max_tokens
+        if room < 1:
+            raise InputError(
+                f"--sampling.max_tokens {self.settings.max_tokens}: the model's context is {self.context} tokens, a "
+                f"prompt and its answer; sample fewer"
+            )
+        return fitting(prompts, self.encoder, room, data, flag)
 
     @property
     def context(self) -> int:

@@ -1,9 +1,12 @@
 """The command line: what it refuses, in one line that says where and what to do, before any model is loaded."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -427,6 +430,12 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr("assay.cli.run_verb", interrupted)
     assert main(["reward"]) == 130
     assert capsys.readouterr().err == "interrupted; the same command goes on from the last checkpoint\n"
+
+
+def test_a_termination_is_an_interrupt(monkeypatch):
+    """So that what runs beside is ended too."""
+    monkeypatch.setattr("assay.cli.run_verb", lambda *_: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10))
+    assert main(["reward"]) == 130
 
 
 def test_exit_codes_are_the_documented_ones(capsys):

@@ -2,7 +2,18 @@ import pytest
 
 from assay.records import Finding
 from assay.report.run import RunDirectory, write_json
-from assay.report.summary import Document, artifacts, distance, flat, gain, grouped, read_document, verdict, warnings
+from assay.report.summary import (
+    Document,
+    artifacts,
+    distance,
+    ended,
+    flat,
+    gain,
+    grouped,
+    read_document,
+    verdict,
+    warnings,
+)
 
 
 def evaluation(*findings: Finding) -> Document:
@@ -60,6 +71,19 @@ def test_distance_is_the_last_logged():
     assert distance(rows).figure == "3.50 nats"
     assert "step 2" in distance(rows).sentence
     assert distance([{"step": 1}]).figure == "not run"
+
+
+def test_distance_and_a_warning_are_of_the_policy_that_was_kept(tmp_path):
+    """What is logged at step 2 was sampled by the policy of step 1."""
+    rows = [{"step": step, "kl": kl} for step, kl in ((1, 0.0), (2, 0.8), (3, 6.3), (4, 1.3))]
+    place = RunDirectory(tmp_path)
+    assert ended(place) == (None, [])
+    place.record("policy", stopped="kl is 2.1, its limit 0.5 (stop.kl)", kept_step=1)
+    step, (warning,) = ended(place)
+    assert distance(rows, step).figure == "0.800 nats" and "of step 1" in distance(rows, step).sentence
+    assert warning == (
+        "A limit ended the training, and the policy of step 1 was kept: kl is 2.1, its limit 0.5 (stop.kl)."
+    )
 
 
 def test_a_sound_run_has_no_warnings(tmp_path):

@@ -1,5 +1,7 @@
 """Programmatic rewards that raise, hang, die or return nonsense, in a process of their own."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -205,3 +207,41 @@ def test_a_process_that_dies_is_told_of(places):
 def test_a_wrong_number_of_rewards_is_an_error(places):
     with pytest.raises(InputError, match="'short' must return 2 finite numbers, one per response; got 1"):
         rewards(places("short"), timeout=0)(rollouts("a", "b"), 2)
+
+
+def test_its_process_ends_with_the_one_that_started_it(tmp_path):
+    """However that one ended: killed, it says good-bye to nobody."""
+    (tmp_path / "rules.py").write_text(
+        "import os, time\n\n\n"
+        "def sleeps(prompts, responses, **_):\n"
+        f"    open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
+        "    time.sleep(600)\n"
+    )
+    asks = "from assay.rewards.rules import combine\nfrom assay.rewards.apart import Apart\n"
+    asks += f"place = {str(tmp_path / 'rules.py')!r} + ':sleeps'\n"
+    asks += "Apart(combine([(1.0, place)]), [place], 600.0).score_parts(['a'], ['b'])\n"
+    parent = subprocess.Popen([sys.executable, "-c", asks])
+    try:
+        assert _soon(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+        worker = int((tmp_path / "pid").read_text())
+        assert _alive(worker)
+    finally:
+        parent.kill()
+        parent.wait()
+    assert _soon(lambda: not _alive(worker))
+
+
+def _soon(true):
+    for _ in range(200):
+        if true():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _alive(pid):
+    """And no zombie that nobody has asked about."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(")")[-1].split()[0] != "Z"
+    except OSError:
+        return False

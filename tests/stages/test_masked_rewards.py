@@ -10,6 +10,7 @@ from assay.algorithms.rloo import RLOO
 from assay.config import PolicyConfig
 from assay.engine.samples import SamplingSettings
 from assay.rewards.apart import FaultSettings
+from assay.rewards.judge import open_judge
 from assay.rewards.model import RewardModel
 from assay.rewards.opening import open_reward
 from assay.rewards.rules import combine
@@ -18,7 +19,7 @@ from assay.stages.online import Rollouts
 from assay.stages.rewarding import Rewards
 from assay.stages.sampling import PolicySampler
 from assay.train.batches import Shuffled
-from tiny import PROMPTS, tiny_model, tiny_reward
+from tiny import PROMPTS, prompts, tiny_model, tiny_reward, write
 
 BIRDS = "two birds"  # in every third of the prompts
 SIZE = 6
@@ -187,5 +188,74 @@ def test_a_round_without_rewards_is_one_that_keeps_nothing(sampler, known):
         assert len(made.next()["main"].prompts) == 1
         assert made.facts["sampling_rounds"] == 2 and made.facts["prompts_without_rewards"] == 1
     else:
-        with pytest.raises(InputError, match="every prompt of a batch"):
+        with pytest.raises(InputError, match="every prompt of a batch.* 'rule' failed on 2 responses: OSError: no op"):
             made.next()
+
+
+def test_where_no_prompt_differs_the_last_that_have_rewards_are_trained_on(sampler):
+    """Batches of one prompt: the first two's rewards cannot be had, all the others are equal."""
+    failing = {prompt.messages[0].content for prompt, _ in asked(sampler, 4, size=1)[:2]}
+
+    def rule(prompts, responses):
+        if any(text(prompt) in failing for prompt in prompts):
+            raise OSError("no opinion")
+        return [1.0] * len(prompts)
+
+    made = source(sampler, rule, GRPO(dynamic_sampling=True), size=1)
+    (kept, _) = asked(sampler, 4, size=1)[3]
+    assert [group[0] for group in groups_of(made.next()["main"])] == [sampler.encoder.prompt(kept)]
+    assert made.facts["num_prompts"] == 1 and made.facts["frac_reward_zero_std"] == 1
+
+
+def test_reasons_are_said_once_each_and_the_first_few(sampler, capsys):
+    said = iter(range(100))
+
+    def rule(prompts, responses):
+        raise OSError("down" if len(prompts) > 2 or next(said) % 2 else f"no. {next(said)}")
+
+    rewards = source(sampler, rule).rewards
+    drawn = sampler.draw(PROMPTS[:12], 2, torch.Generator().manual_seed(0))
+    assert all(rewards(drawn.rollouts, 2).failed)
+    lines = [line for line in capsys.readouterr().out.replace("\n  ", " ").splitlines() if "goes without" in line]
+    assert 1 < len(lines) == len(set(lines)) <= 5
+
+
+def test_a_judge_that_cannot_answer_takes_no_other_prompt_along(sampler, capsys):
+    real = open_judge(tiny_model(), dtype="float32")
+    drawn = sampler.draw([prompt for prompt, _ in asked(sampler, 1)], 2, torch.Generator().manual_seed(0))
+
+    class Judge:
+        def compare(self, prompts, firsts, seconds):
+            if any(map(has_birds, prompts)):
+                raise InputError("a question to the judge has 307 tokens")
+            return real.compare(prompts, firsts, seconds)
+
+    def scored(judge, then):
+        return Rewards(None, 1.0, None, {}, FaultSettings(then=then), judge)(drawn.rollouts, 2)
+
+    birds = [has_birds(rollout.prompt) for rollout in drawn.rollouts]
+    found, whole = scored(Judge(), "mask"), scored(real, "mask")
+    assert found.failed == birds and not any(whole.failed)
+    kept = [place for place, is_bird in enumerate(birds) if not is_bird]
+    assert [found.totals[i] for i in kept] == pytest.approx([whole.totals[i] for i in kept], abs=1e-4)
+    assert "a prompt goes without rewards: a question to the judge" in capsys.readouterr().out
+    with pytest.raises(InputError, match="307 tokens .or go on without such prompts: --faults.then mask"):
+        scored(Judge(), "stop")
+
+
+def test_prompts_that_the_judge_could_not_read_are_told_before_training(tmp_path, refused):
+    """Of about 160 tokens, which fit the policy's context of 256, but not the judge's with two answers."""
+    rows = prompts(3)
+    rows[1]["prompt"][-1]["content"] = "word " * 150
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--judge", tiny_model(), "--num_answers", 2]
+    words += ["--data.path", write(tmp_path / "p.jsonl", rows), "--algorithm.name", "online_dpo", "--dtype", "float32"]
+    said = refused(*words, "--sampling.max_tokens", 6)
+    assert "p.jsonl: 1 of 3 records are longer than" in said and "--data.too_long skip" in said
+
+
+def test_a_judge_that_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_path, refused, monkeypatch):
+    monkeypatch.setattr("assay.engine.load._load", None)
+    words = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--judge", "http://127.0.0.1:9/v1"]
+    words += ["--data.path", write(tmp_path / "p.jsonl", prompts(3)), "--algorithm.name", "online_dpo"]
+    words += ["--reward", tiny_reward(), "--ignore_gate", "true", "--num_answers", 2]
+    assert "the judge's model is missing" in refused(*words)

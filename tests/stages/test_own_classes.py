@@ -62,6 +62,17 @@ def test_a_users_likelihood_and_algorithm_train_as_the_built_in_and_the_config_n
         assert f"name: {name}" in capsys.readouterr().out, "the file alone chooses them again"
 
 
+def test_a_run_does_not_go_on_with_another_algorithm_of_the_same_name(own, capsys):
+    words = ["policy", "--run", "run", "--model", tiny_model(), "--dtype", "float32", "--steps", "2"]
+    words += ["--data.path", write(own / "prompts.jsonl", prompts(4)), "--rules", "assay.feedback.oracles:length_lover"]
+    words += ["--algorithm", NAMES["policy"], "--num_answers", "2", "--sampling.max_tokens", "4"]
+    assert main(words) == OK and main(words) == OK
+    (own / "my_algorithm.py").write_text((own / "my_algorithm.py").read_text() + "\n# another\n")
+    capsys.readouterr()
+    assert main(words) == WRONG_INPUT
+    assert "had other settings (algorithm" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("verb", "setting", "base", "class_name"),
     [("reward", "likelihood", "my_likelihood.py", "Hinge"), ("policy", "algorithm", "my_algorithm.py", "MyAlgorithm")],

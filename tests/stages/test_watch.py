@@ -1,23 +1,28 @@
 """What is looked at while a policy trains: the truth, what is optimised on the same answers, and the same draws."""
 
+import json
+import shutil
 import statistics
 
 import pytest
 import torch
 
 from assay.algorithms.rloo import RLOO
-from assay.cli import OK, main
+from assay.cli import INTERRUPTED, OK, main
 from assay.config import PolicyConfig
 from assay.engine.sample import sample
 from assay.engine.samples import SamplingSettings
 from assay.records import Prompt, user_prompt
-from assay.report.run import RunDirectory
+from assay.report.run import RunDirectory, read_json
+from assay.rewards.apart import FaultSettings
 from assay.rewards.rules import combine
+from assay.settings import InputError
 from assay.stages.common import load_oracle
 from assay.stages.online import Rollouts, Watch
 from assay.stages.rewarding import Rewards
 from assay.stages.sampling import PolicySampler
-from tiny import PROMPTS, prompts, tiny_model, write
+from assay.train.loop import Training
+from tiny import PROMPTS, prompts, tiny_model, tiny_reward, write
 
 RULES = '''
 def length(prompts, responses, **_):
@@ -106,3 +111,93 @@ def test_the_base_is_looked_at_once_before_the_first_step(rules, tmp_path):
         (0, True, True), (1, False, False), (2, True, True), (3, True, True),
     ]  # fmt: skip
     assert rows[0]["oracle"] != 7.0
+
+
+FAULTY = '''
+import time
+
+asked = 0
+
+
+def later(prompts, responses, **_):
+    """Has nothing to say of the second look."""
+    global asked
+    asked += 1
+    if asked == 2:
+        raise OSError("the judge's quota is used up")
+    return [1.0] * len(prompts)
+
+
+def hangs(prompts, responses, **_):
+    time.sleep(60)
+'''
+
+
+@pytest.fixture
+def faulty(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    return f"{tmp_path}/faulty.py"
+
+
+def test_an_oracle_that_fails_ends_the_run_or_leaves_a_look_out(sampler, faulty, capsys):
+    watch = Watch(sampler, PROMPTS[:2], load_oracle(f"{faulty}:later"), seed=1, then="mask")
+    assert [bool(watch.look()) for _ in range(3)] == [True, False, True]
+    assert "no look this time: reward function 'later' failed" in capsys.readouterr().out
+    watch = Watch(sampler, PROMPTS[:2], load_oracle(f"{faulty}:later"), seed=1)
+    watch.look()
+    with pytest.raises(InputError, match="^--oracle: reward function 'later' failed .*--faults.then mask"):
+        watch.look()
+
+
+def test_an_oracle_that_failed_once_may_be_asked_again(sampler, faulty):
+    watch = Watch(sampler, PROMPTS[:2], load_oracle(f"{faulty}:later", FaultSettings(retries=1)), seed=1)
+    assert all(watch.look() for _ in range(3))
+
+
+def test_an_oracle_that_hangs_is_killed(sampler, faulty):
+    oracle = load_oracle(f"{faulty}:hangs", FaultSettings(timeout=0.5))
+    with pytest.raises(InputError, match="hangs: no answer within 0.5 s"):
+        Watch(sampler, PROMPTS[:2], oracle, seed=1).look()
+
+
+def command(tmp_path, *words):
+    told = ["policy", "--run", tmp_path / "run", "--model", tiny_model(), "--steps", 6, "--batch_size", 2]
+    told += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--num_answers", 2, "--dtype", "float32"]
+    told += ["--watch.path", tmp_path / "p.jsonl", "--watch_every", 1]
+    return [str(word) for word in (*told, "--sampling.max_tokens", 4, *words)]
+
+
+def test_watched_prompts_that_the_oracle_cannot_read_are_told_before_training(tmp_path, rules, refused):
+    """100 words fit the policy's context of 256 and not the oracle's, which is cut to 64."""
+    folder = tmp_path / "reward"
+    shutil.copytree(tiny_reward(), folder)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "max_position_embeddings": 64}))
+    rows = prompts(2)
+    rows[1]["prompt"][-1]["content"] = "word " * 100
+    words = ["--rules", f"{rules}:length", "--oracle", f"reward:{folder}"]
+    watched = write(tmp_path / "watched.jsonl", rows)
+    said = refused(*command(tmp_path, *words, "--watch.path", watched))
+    assert "watched.jsonl: 1 of 2 records are longer than" in said and "--watch.too_long skip" in said
+
+
+def test_with_another_oracle_a_run_goes_on_and_counts_anew(tmp_path, rules, monkeypatch):
+    """The first gives 1000 throughout; beside it the second's looks would be a fall."""
+    (tmp_path / "other.py").write_text("def other(prompts, responses, **_):\n    return [1000.0] * len(prompts)\n")
+    words = ["--rules", f"{rules}:length", "--stop.oracle_drop", "0.1", "--stop.patience", 1]
+    words += ["--checkpoints.every", 2, "--optimiser.lr", "0"]
+    real = Training.one_step
+
+    def one_step(self):
+        if self.step == 4:
+            raise KeyboardInterrupt
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "one_step", one_step)
+        assert main(command(tmp_path, *words, "--oracle", f"{tmp_path}/other.py:other")) == INTERRUPTED
+    assert main(command(tmp_path, *words, "--oracle", "length")) == OK
+    place = RunDirectory(tmp_path / "run")
+    rows = place.read_metrics("policy")
+    assert [row["oracle"] == 1000 for row in rows] == [True] * 5 + [False] * 2
+    assert "stopped" not in read_json(place.provenance)["policy"]

@@ -1,12 +1,14 @@
 import subprocess
 import sys
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from assay.config import named
 from assay.feedback import TextOracle, length_lover
 from assay.records import Message, Prompt, Rollout, reply, user_prompt
 from assay.rewards.rules import Rule, combine, fill_rewards, from_oracle, load
@@ -115,6 +117,14 @@ def test_load(tmp_path: Path) -> None:
     }
     for place, what in wrong.items():
         assert what in said(load, place)
+
+
+@pytest.mark.parametrize("kind", [load, partial(named, "algorithm", {})], ids=["reward", "algorithm"])
+def test_a_file_that_exits_is_no_end_of_the_program(kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_early.py").write_text("import sys\ndef mine(responses):\n    return [0.0]\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert said(kind, f"{tmp_path}/ends_early.py:mine") == f"{tmp_path}/ends_early.py does not run: SystemExit: 0"
+    assert said(kind, "ends_early:mine") == "'ends_early:mine': importing ends_early failed: SystemExit: 0"
 
 
 def test_combined_rewards_are_weighted_sums_that_keep_their_parts() -> None:

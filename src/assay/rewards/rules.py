@@ -212,7 +212,7 @@ def _file_module(path: Path) -> Any:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InputError(f"{path} does not run: {_said(error)}") from error
     return module
@@ -221,7 +221,7 @@ def _file_module(path: Path) -> Any:
 def _named_module(name: str, place: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"{place!r}: importing {name} failed: {_said(error)}") from error
 
 

@@ -49,6 +49,16 @@ class Odd(Tool):
         return [], float("nan"), True
 
 
+class Worded(Tool):
+    def step(self, messages):
+        return [], "0.5", True
+
+
+class Judging(Tool):
+    def step(self, messages):
+        return [], True, True
+
+
 class Unmade:
     def __init__(self, prompt):
         raise OSError("no display")
@@ -145,6 +155,8 @@ def test_it_ends_when_the_environment_says_so_or_at_the_last_turn(sampler, game)
         ("Mute", "it says nothing and does not end the conversation"),
         ("Broken", "step: KeyError: 'no tool'"),
         ("Odd", "its reward must be a finite number; got nan"),
+        ("Worded", "its reward must be a finite number; got str '0.5'"),
+        ("Judging", "its reward must be a finite number; got bool True"),
         ("Unmade", "cannot be made: "),
         ("Silent", "the class has no method step"),
     ],

@@ -279,13 +279,16 @@ def check_rewards(result: Any, num_responses: int, name: str) -> list[float]:
         raise InputError(f"{expected}; got {_what(result)}")
     if len(result) != num_responses:
         raise InputError(f"{expected}; got {len(result)}")
-    for row, value in enumerate(result):
-        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-            raise InputError(f"{expected}; got {_what(value)} for response {row}")
-    found = [_float(value) for value in result]
-    for row, value in enumerate(found):
-        if not math.isfinite(value):
-            raise InputError(f"{expected}; got {value} for response {row}")
+    return [finite(value, expected, f" for response {row}") for row, value in enumerate(result)]
+
+
+def finite(value: Any, expected: str, where: str = "") -> float:
+    """The value as a float; `InputError` that says what was expected and what came, unless it is a finite number."""
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise InputError(f"{expected}; got {_what(value)}{where}")
+    found = _float(value)
+    if not math.isfinite(found):
+        raise InputError(f"{expected}; got {found}{where}")
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 from assay.engine.sample import sample
 from assay.engine.samples import Samples
 from assay.records import Message, Prompt, Rollout
-from assay.rewards.rules import load_object, to_field
+from assay.rewards.rules import finite, load_object, to_field
 from assay.settings import InputError
 from assay.stages.sampling import Drawn, PolicySampler
 
@@ -131,11 +131,9 @@ class Episodes:
         try:
             turns, reward, done = episode.environment.step(messages)
             told = tuple(Message.from_json(turn) for turn in turns)
-            worth = float(reward)
         except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name}, step: {type(error).__name__}: {error}") from error
-        if worth != worth or abs(worth) == float("inf"):
-            raise InputError(f"environment {self.name}, step: its reward must be a finite number; got {worth}")
+        worth = finite(reward, f"environment {self.name}, step: its reward must be a finite number")
         if not done and not told:
             raise InputError(f"environment {self.name}, step: it says nothing and does not end the conversation")
         return told, worth, bool(done)

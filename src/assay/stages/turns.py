@@ -1,7 +1,7 @@
 """Conversations of several turns with an environment: tools, users, games. What it says is never trained on."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -130,13 +130,20 @@ class Episodes:
         """What the environment said, checked."""
         try:
             turns, reward, done = episode.environment.step(messages)
-            told = tuple(Message.from_json(turn) for turn in turns)
+            told = tuple(self._blanked(Message.from_json(turn)) for turn in turns)
         except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name}, step: {type(error).__name__}: {error}") from error
         worth = finite(reward, f"environment {self.name}, step: its reward must be a finite number")
         if not done and not told:
             raise InputError(f"environment {self.name}, step: it says nothing and does not end the conversation")
         return told, worth, bool(done)
+
+    def _blanked(self, turn: Message) -> Message:
+        """With a space for every special token that the text spells: a page that a tool found may hold any."""
+        text = turn.content
+        for word in self.sampler.encoder.special:
+            text = text.replace(word, " ")
+        return replace(turn, content=text)
 
 
 def _rollout(episode: _Episode) -> Rollout:

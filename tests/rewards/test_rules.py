@@ -142,6 +142,23 @@ def test_combined_rewards_are_weighted_sums_that_keep_their_parts() -> None:
             combine(parts)  # pyright: ignore[reportArgumentType]
 
 
+def test_what_a_function_takes_from_its_columns_is_its_own() -> None:
+    """Siblings, other functions and later calls find all of it."""
+
+    def takes(prompts: list[Any], responses: list[Any], tests: list[list[str]]) -> list[float]:
+        for prompt in prompts:
+            prompt[0]["told"].clear()
+        return [float(len(cases.pop())) for cases in tests]
+
+    asked = Prompt(messages=(Message("user", "Q", {"told": ["all"]}),), meta={"tests": ["a", "bb", "ccc"]})
+    rollouts = [Rollout(prompt=asked, response=reply(word), stop="stop") for word in ("x", "y")]
+    reward = combine([(1.0, takes), (1.0, Rule(takes, "again"))])
+    for _ in range(2):
+        assert [rollout.reward_parts for rollout in fill_rewards(reward, rollouts)] == [{"takes": 3, "again": 3}] * 2
+        assert [rollout.reward for rollout in fill_rewards(Rule(takes), rollouts)] == [3, 3]
+    assert asked.meta == {"tests": ["a", "bb", "ccc"]} and asked.messages[0].extra == {"told": ["all"]}
+
+
 @pytest.mark.parametrize("column", ["prompts", "responses", "self"])
 def test_a_column_called_as_what_is_judged_is_left_out(column: str) -> None:
     rollout = Rollout(prompt=user_prompt("Q", meta={column: "mine", "answer": "4"}), response=reply("4"), stop="stop")

@@ -5,7 +5,7 @@ import torch
 
 from assay.cli import OK, WRONG_INPUT, main
 from assay.engine.samples import SamplingSettings
-from assay.records import user_prompt
+from assay.records import Message, Prompt, user_prompt
 from assay.report.run import RunDirectory
 from assay.settings import InputError
 from assay.stages.sampling import PolicySampler
@@ -40,6 +40,18 @@ class Page(Echo):
     def step(self, messages):
         _, reward, done = super().step(messages)
         return [{"role": "user", "content": "a<|im_end|><|im_<|im_end|>end|>b"}], reward, done
+
+
+class Todo:
+    """Takes from what it was given: a task a turn, and the words of the prompt."""
+
+    def __init__(self, prompt, tasks):
+        self.tasks = tasks
+        prompt[0]["told"].clear()
+
+    def step(self, messages):
+        messages[0]["told"].clear()
+        return [{"role": "user", "content": self.tasks.pop()}], 0.0, not self.tasks
 
 
 class Mute(Tool):
@@ -145,6 +157,16 @@ def test_a_special_token_that_an_environment_spells_is_blanked(sampler, game):
     for rollout in drawn.rollouts:
         told = [token for token, own in zip(rollout.ids, rollout.mask) if not own]
         assert told.count(sampler.encoder.eos) == sum(turn.role == "user" for turn in rollout.response)
+
+
+def test_what_an_environment_takes_from_its_columns_is_its_own(sampler, game):
+    """Every conversation, now and later, begins with all of it."""
+    asked = Prompt(messages=(Message("user", "Hello.", {"told": ["all"]}),), meta={"tasks": ["a", "b", "c"]})
+    episodes = Episodes.load(sampler, game("Todo"), 4)
+    for _ in range(2):
+        assert {len(episodes._begin(asked, ()).environment.tasks) for _ in range(2)} == {3}
+        episodes.draw([asked], 2, torch.Generator().manual_seed(0))
+    assert asked.meta == {"tasks": ["a", "b", "c"]} and asked.messages[0].extra == {"told": ["all"]}
 
 
 def test_rewards_are_paid_at_the_end_of_each_turn(sampler, game):

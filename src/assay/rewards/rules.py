@@ -7,6 +7,7 @@ second argument `completions`, as TRL's do, is called that way.
 """
 
 import asyncio
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -161,16 +162,19 @@ def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, 
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """The other fields of the data as columns, but for those that are called as what is judged."""
+    """The other fields of the data as columns, but for those that are called as what is judged.
+
+    Each value is a copy: what a function does to it is seen neither in the data nor in another answer to the prompt.
+    """
     names = dict.fromkeys(name for prompt in prompts for name in prompt.meta if name not in TAKEN)
-    return {name: [prompt.meta.get(name) for prompt in prompts] for name in names}
+    return {name: [copy.deepcopy(prompt.meta.get(name)) for prompt in prompts] for name in names}
 
 
 def to_field(turns: Response) -> Text:
-    """A string for plain text, else message dictionaries."""
+    """A string for plain text, else message dictionaries, which are copies."""
     if turns and all(turn.role == "text" for turn in turns):
         return "".join(turn.content for turn in turns)
-    return [turn.to_json() for turn in turns]
+    return [copy.deepcopy(turn.to_json()) for turn in turns]
 
 
 def _from_field(text: Text, role: str) -> Response:
@@ -249,7 +253,10 @@ async def _awaited(result: Any) -> Any:
 def _arguments(
     function: RewardFunction, name: str, prompts: Sequence[Text], responses: Sequence[Text], columns: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the function's signature asks for; every column only where it takes any."""
+    """What the function's signature asks for, copied: another function may be asked about the same.
+
+    Every column only where it takes any.
+    """
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     answers = "completions" if "completions" in parameters else "responses"
@@ -267,7 +274,7 @@ def _arguments(
                 f"reward function {name!r} needs {parameter.name!r}, which is neither prompts, responses nor one of "
                 f"the data's columns ({has}).{nearest(parameter.name, offered)}"
             )
-    return offered if takes_any else {key: value for key, value in offered.items() if key in parameters}
+    return copy.deepcopy(offered if takes_any else {key: offered[key] for key in offered if key in parameters})
 
 
 def check_rewards(result: Any, num_responses: int, name: str) -> list[float]:

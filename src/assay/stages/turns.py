@@ -1,5 +1,6 @@
 """Conversations of several turns with an environment: tools, users, games. What it says is never trained on."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -99,7 +100,8 @@ class Episodes:
 
     def _begin(self, prompt: Prompt, trunk: tuple[int, ...]) -> _Episode:
         try:
-            return _Episode(prompt, trunk, self.make(to_field(prompt.messages), **prompt.meta))
+            columns = copy.deepcopy(dict(prompt.meta))  # each conversation may change its own
+            return _Episode(prompt, trunk, self.make(to_field(prompt.messages), **columns))
         except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name} cannot be made: {type(error).__name__}: {error}") from error
 
@@ -113,7 +115,7 @@ class Episodes:
 
     def _answer(self, episode: _Episode, *, last: bool) -> None:
         """The environment's turn; the conversation ends when it says so, at the last turn, and where room runs out."""
-        messages = [message.to_json() for message in (*episode.prompt.messages, *episode.turns)]
+        messages = [copy.deepcopy(message.to_json()) for message in (*episode.prompt.messages, *episode.turns)]
         turns, reward, done = self._step(episode, messages)
         episode.paid[-1] += reward
         episode.done = done or last or not episode.stopped

@@ -142,6 +142,27 @@ def test_combined_rewards_are_weighted_sums_that_keep_their_parts() -> None:
             combine(parts)  # pyright: ignore[reportArgumentType]
 
 
+def test_id_and_tools_are_columns() -> None:
+    """Unless other data are called so; `tools` and `chat_template_kwargs` where a prompt has them."""
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    with_tools = user_prompt("Q", id="q1", tools=tuple(tools), template_kwargs={"brief": True}, meta={"answer": "4"})
+    seen: list[Any] = []
+
+    def watch(prompts: list[Any], id: list[Any], tools: Any = "none", **columns: Any) -> list[float]:
+        seen.append((id, tools, columns))
+        return [1.0 for _ in prompts]
+
+    def filled(*prompts: Prompt) -> Any:
+        fill_rewards(Rule(watch), [Rollout(prompt=prompt, response=reply("4"), stop="stop") for prompt in prompts])
+        return seen.pop()
+
+    ids, given, columns = filled(with_tools, user_prompt("R", id="q2"))
+    assert (ids, given) == (["q1", "q2"], [tools, None])
+    assert columns.pop("responses") and columns.pop("chat_template_kwargs") == [{"brief": True}, None]
+    assert columns == {"answer": ["4", None]}
+    assert filled(user_prompt("Q", id="q1", meta={"id": 7}))[:2] == ([7], "none")
+
+
 def test_what_a_function_takes_from_its_columns_is_its_own() -> None:
     """Siblings, other functions and later calls find all of it."""
 
@@ -161,7 +182,8 @@ def test_what_a_function_takes_from_its_columns_is_its_own() -> None:
 
 @pytest.mark.parametrize("column", ["prompts", "responses", "self"])
 def test_a_column_called_as_what_is_judged_is_left_out(column: str) -> None:
-    rollout = Rollout(prompt=user_prompt("Q", meta={column: "mine", "answer": "4"}), response=reply("4"), stop="stop")
+    asked = user_prompt("Q", id="q1", meta={column: "mine", "answer": "4"})
+    rollout = Rollout(prompt=asked, response=reply("4"), stop="stop")
     seen: list[dict[str, Any]] = []
 
     def watch(prompts: list[Any], responses: list[Any], **columns: Any) -> list[float]:
@@ -170,7 +192,7 @@ def test_a_column_called_as_what_is_judged_is_left_out(column: str) -> None:
 
     for reward in (Rule(watch), combine([(1.0, watch)])):
         assert fill_rewards(reward, [rollout])[0].reward == 1.0
-    assert seen == [{"answer": ["4"]}] * 2
+    assert seen == [{"id": ["q1"], "answer": ["4"]}] * 2
 
 
 def test_rollouts_are_filled_with_rewards_and_parts() -> None:
@@ -181,16 +203,17 @@ def test_rollouts_are_filled_with_rewards_and_parts() -> None:
         return [1.0, 2.0]
 
     rollouts = [
-        Rollout(prompt=user_prompt("Hi", meta={"answer": 4}), response=reply("one two"), stop="stop"),
+        Rollout(prompt=user_prompt("Hi", id="q1", meta={"answer": 4}), response=reply("one two"), stop="stop"),
         Rollout(
-            prompt=Prompt(messages=(Message("text", "Once"),)), response=reply(" upon", plain=True), stop="length",
-            reward_parts={"kl": -1.0},
+            prompt=Prompt(messages=(Message("text", "Once"),), id="q2"), response=reply(" upon", plain=True),
+            stop="length", reward_parts={"kl": -1.0},
         ),
     ]  # fmt: skip
     assert [rollout.reward for rollout in fill_rewards(Rule(spy), rollouts)] == [1.0, 2.0]
     assert seen == {
         "prompts": [[{"role": "user", "content": "Hi"}], "Once"],
         "responses": [[{"role": "assistant", "content": "one two"}], " upon"],
+        "id": ["q1", "q2"],
         "answer": [4, None],
     }
     filled = fill_rewards(combine([(1.0, spy), (0.5, length_lover)]), rollouts)

@@ -54,6 +54,16 @@ class Todo:
         return [{"role": "user", "content": self.tasks.pop()}], 0.0, not self.tasks
 
 
+class Named(Tool):
+    def __init__(self, prompt, id, tools=(), chat_template_kwargs=None, turns=0):
+        self.told = id, tools, chat_template_kwargs, turns
+
+
+class Anything(Tool):
+    def __init__(self, prompt, **columns):
+        self.told = columns
+
+
 class Mute(Tool):
     def step(self, messages):
         return [], 0.0, False
@@ -157,6 +167,20 @@ def test_a_special_token_that_an_environment_spells_is_blanked(sampler, game):
     for rollout in drawn.rollouts:
         told = [token for token, own in zip(rollout.ids, rollout.mask) if not own]
         assert told.count(sampler.encoder.eos) == sum(turn.role == "user" for turn in rollout.response)
+
+
+def test_an_environment_that_names_id_and_tools_gets_them(sampler, game):
+    """Others do not: one without **columns would otherwise refuse what it never asked for."""
+    tools = [{"type": "function", "function": {"name": "look_up"}}]
+    asked = user_prompt("Hello.", id="q7", tools=tuple(tools), template_kwargs={"brief": True}, meta={"turns": 3})
+
+    def made(name, prompt):
+        return Episodes.load(sampler, game(name), 4)._begin(prompt, ()).environment
+
+    assert made("Named", asked).told == ("q7", tools, {"brief": True}, 3)
+    assert made("Named", user_prompt("Hi.", id="q8")).told == ("q8", (), None, 0)
+    assert made("Named", user_prompt("Hi.", id="q8", meta={"id": 9})).told == (9, (), None, 0)
+    assert made("Anything", asked).told == {"turns": 3} and made("Echo", asked).left == 3
 
 
 def test_what_an_environment_takes_from_its_columns_is_its_own(sampler, game):

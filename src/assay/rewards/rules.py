@@ -1,9 +1,9 @@
 """Programmatic rewards in the field's shape, `f(prompts, responses, **columns) -> list[float]`. No torch.
 
 Prompts and responses arrive as plain strings where no chat template is used, and as message lists
-(`[{"role": ..., "content": ...}]`) where one is. `columns` are the data's other columns, one value per response; of
-answers that a policy sampled also `num_tokens` and `stopped`, whether each ended by itself. A function that names its
-second argument `completions`, as TRL's do, is called that way.
+(`[{"role": ..., "content": ...}]`) where one is. `columns` are the data's other columns, `id` among them, one value per
+response; of answers that a policy sampled also `num_tokens` and `stopped`, whether each ended by itself. A function
+that names its second argument `completions`, as TRL's do, is called that way.
 """
 
 import asyncio
@@ -137,8 +137,8 @@ def from_oracle(oracle: Oracle, name: str = "oracle") -> Rule:
 def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, ...]:
     """The rollouts with `reward` filled, and with `reward_parts` where the reward has parts.
 
-    The keys of the prompts' `meta` become columns, but for those that are called as what is judged; a rollout that
-    lacks one has None there.
+    The keys of the prompts' `meta` become columns, but for those that are called as what is judged, and so do `id`,
+    `tools` and `chat_template_kwargs`; a rollout that lacks one has None there.
     """
     prompts = [to_field(rollout.prompt.messages) for rollout in rollouts]
     responses = [to_field(rollout.response) for rollout in rollouts]
@@ -166,8 +166,15 @@ def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
     Each value is a copy: what a function does to it is seen neither in the data nor in another answer to the prompt.
     """
-    names = dict.fromkeys(name for prompt in prompts for name in prompt.meta if name not in TAKEN)
-    return {name: [copy.deepcopy(prompt.meta.get(name)) for prompt in prompts] for name in names}
+    rows = [copy.deepcopy({**named_fields(prompt), **prompt.meta}) for prompt in prompts]
+    names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def named_fields(prompt: Prompt) -> dict[str, Any]:
+    """What the data's columns `id`, `tools` and `chat_template_kwargs` hold for a prompt, where they hold something."""
+    fields = {"id": prompt.id, "tools": list(prompt.tools), "chat_template_kwargs": dict(prompt.template_kwargs)}
+    return {name: value for name, value in fields.items() if value}
 
 
 def to_field(turns: Response) -> Text:

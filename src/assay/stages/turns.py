@@ -1,6 +1,7 @@
 """Conversations of several turns with an environment: tools, users, games. What it says is never trained on."""
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import torch
 from assay.engine.sample import sample
 from assay.engine.samples import Samples
 from assay.records import Message, Prompt, Rollout
-from assay.rewards.rules import finite, load_object, to_field
+from assay.rewards.rules import finite, load_object, named_fields, to_field
 from assay.settings import InputError
 from assay.stages.sampling import Drawn, PolicySampler
 
@@ -18,7 +19,8 @@ from assay.stages.sampling import Drawn, PolicySampler
 class Environment(Protocol):
     """One conversation's other side. A class of one's own is made once for each: `Class(prompt, **columns)`.
 
-    `prompt` is the prompt's messages, `columns` the prompt's other fields.
+    `prompt` is the prompt's messages, `columns` the prompt's other fields; `id`, `tools` and `chat_template_kwargs` are
+    given where the class names them.
     """
 
     def step(self, messages: list[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], float, bool]:
@@ -100,7 +102,9 @@ class Episodes:
 
     def _begin(self, prompt: Prompt, trunk: tuple[int, ...]) -> _Episode:
         try:
-            columns = copy.deepcopy(dict(prompt.meta))  # each conversation may change its own
+            asked = list(inspect.signature(self.make).parameters)[1:]  # the first is the prompt
+            named = {name: value for name, value in named_fields(prompt).items() if name in asked}
+            columns = copy.deepcopy({**named, **prompt.meta})  # each conversation may change its own
             return _Episode(prompt, trunk, self.make(to_field(prompt.messages), **columns))
         except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name} cannot be made: {type(error).__name__}: {error}") from error

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from assay.feedback import read_comparisons, read_demonstrations, read_prompts, read_texts
-from assay.records import Comparison, Message, reply, user_prompt
+from assay.records import Comparison, Demonstration, Message, Rollout, reply, user_prompt
 from feedback.rows import GOOD, turns
 
 
@@ -158,3 +158,15 @@ def test_demonstrations_prompts_and_texts() -> None:
     assert read.report.notes == {"last answer of a conversation left out of its prompt": 1}
     (record,) = read_texts([{"text": "Once upon a time"}]).records
     assert record.prompt.messages == () and record.response == reply("Once upon a time", plain=True)
+
+
+def test_feedback_that_serves_as_prompts_keeps_its_columns() -> None:
+    """As rows in the field's columns do; where both name one, the prompt's own counts."""
+    asked = user_prompt("Q", id="p1", meta={"answer": 4})
+    told: dict[str, Any] = {"prompt": asked, "meta": {"answer": 5, "week": 3}}
+    pair = Comparison(responses=(reply("A"), reply("B")), **told)
+    shown = Demonstration(response=reply("A"), **told)
+    sampled = Rollout(prompt=asked, response=reply("A"), stop="stop", reward=1.0)
+    found = read_prompts([record.to_json() for record in (pair, shown, sampled, asked)]).records
+    assert [prompt.meta for prompt in found] == [{"answer": 4, "week": 3}] * 2 + [{"answer": 4}] * 2
+    assert {prompt.id for prompt in found} == {"p1"}

@@ -10,6 +10,7 @@ Rows of our own files name their class in `kind`.
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from assay.feedback.turns import BadRow, Note, content, need, prompt_turns, with_prompt, without_prompt
@@ -116,7 +117,7 @@ def text(row: dict[str, Any], note: Note) -> Demonstration:
 def prompt(row: dict[str, Any], note: Note) -> Prompt:
     """A row with a `prompt`, or `messages` of which the last answer is left out; also any record that has a prompt."""
     if (record := own_record(row)) is not None:
-        return record if isinstance(record, Prompt) else record.prompt
+        return record if isinstance(record, Prompt) else _with_columns(record)
     used = PROMPT_COLUMNS
     if row.get("prompt") is None and row.get("messages") is not None:
         turns, used = _conversation(row), ("messages", *PROMPT_COLUMNS)
@@ -154,6 +155,11 @@ def own_record(row: dict[str, Any]) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise BadRow("wrong type", f"not a whole {kind} record: {what}") from error
+
+
+def _with_columns(record: Any) -> Prompt:
+    """A record's prompt with the record's other columns, of which rollouts have none."""
+    return replace(record.prompt, meta={**getattr(record, "meta", {}), **record.prompt.meta})
 
 
 def wanted(record: Any, kind: type[R]) -> R:

@@ -143,6 +143,23 @@ def test_the_conversation_is_what_the_template_renders(sampler, game):
         assert mine == sampler.encoder.tokenizer.decode(whole.ids)
 
 
+def test_later_turns_do_not_hang_on_who_still_talks(sampler, game):
+    """A conversation's draws are those of its place and turn, and so are the next batch's."""
+
+    def played(turns):
+        generator = torch.Generator().manual_seed(0)
+        asked = [user_prompt("Hello there.", meta={"turns": turns}), PROMPTS[0]]
+        drawn = Episodes.load(sampler, game("Echo"), 4).draw(asked, 32, generator)
+        return [rollout.ids for rollout in drawn.rollouts], generator.get_state()
+
+    short, after_short = played(1)
+    long, after_long = played(3)
+    assert max(map(len, long[:32])) > 6 and max(map(len, long[32:])) > 12
+    assert short[32:] == long[32:]
+    assert all(whole[: len(first)] == first for first, whole in zip(short[:32], long[:32]))
+    assert torch.equal(after_short, after_long)
+
+
 def test_what_was_sampled_is_never_spelled_anew(sampler, game):
     """Letters that a tokenizer would join stay letters, through the environment's turn and after it."""
     encoder = sampler.encoder

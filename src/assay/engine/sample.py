@@ -31,11 +31,13 @@ def sample(
     stop: Sequence[int],
     generator: torch.Generator,
     drawing: Drawing = PLAIN,
+    live: Tensor | None = None,
 ) -> Samples:
     """`num` answers to each prompt. `stop` are the ids that end an answer.
 
     Each answer's draws depend on the generator and its place alone, not on when its neighbours end; nor do those of a
-    further call.
+    further call. Where only some of N places are answered, `live` [N] is True for them, and their draws are as beside
+    the others; families that do not take trees go without that.
     """
     if any(len(prompt) == 0 for prompt in prompts):
         raise ValueError("a prompt to sample from needs at least one token")
@@ -53,7 +55,9 @@ def sample(
     stopped = torch.zeros(slots, dtype=torch.bool)
     stops = torch.tensor(list(stop))
     active = torch.arange(slots)
-    uniforms = torch.rand(settings.max_tokens, slots, generator=generator)  # all of them, whenever the answers end
+    places = torch.ones(slots, dtype=torch.bool) if live is None else live
+    uniforms = torch.rand(settings.max_tokens, len(places), generator=generator)
+    uniforms = uniforms[:, places]  # out of all of them, whenever the answers end
     for t in range(settings.max_tokens):
         uniform = uniforms[t, active].to(model.device)
         scores, keep = _distribution(own, others, settings, drawing)

@@ -87,18 +87,25 @@ class Episodes:
             self._begin(prompt, trunk) for prompt, trunk in zip(prompts, first.prompts, strict=True) for _ in range(num)
         ]
         self._written(episodes, first.samples)
-        for turn in range(1, self.max_turns + 1):
-            live = [episode for episode in episodes if not episode.done]
-            for episode in live:
-                self._answer(episode, last=turn == self.max_turns)
-            live = [episode for episode in live if not episode.done]
-            if not live:
+        seeds = torch.randint(2**63 - 1, (self.max_turns,), generator=generator).tolist()  # however many turns it takes
+        for turn, seed in enumerate(seeds, 1):
+            for episode in episodes:
+                if not episode.done:
+                    self._answer(episode, last=turn == self.max_turns)
+            if all(episode.done for episode in episodes):
                 break
-            contexts = [(*episode.trunk, *episode.ids) for episode in live]
-            with self.sampler.learner.computing() as model:
-                drawn = sample(model, contexts, 1, self.sampler.settings, stop=self.sampler.stop, generator=generator)
-            self._written(live, drawn)
+            self._go_on(episodes, torch.Generator().manual_seed(seed))
         return Drawn(tuple(map(_rollout, episodes)), first.prompts, _samples(episodes), num, num)
+
+    def _go_on(self, episodes: Sequence[_Episode], generator: torch.Generator) -> None:
+        """The policy's next turn; its draws are those of the conversation's place, whoever else still talks."""
+        live = [episode for episode in episodes if not episode.done]
+        places = torch.tensor([not episode.done for episode in episodes])
+        contexts = [(*episode.trunk, *episode.ids) for episode in live]
+        settings, stop = self.sampler.settings, self.sampler.stop
+        with self.sampler.learner.computing() as model:
+            drawn = sample(model, contexts, 1, settings, stop=stop, generator=generator, live=places)
+        self._written(live, drawn)
 
     def _begin(self, prompt: Prompt, trunk: tuple[int, ...]) -> _Episode:
         try:

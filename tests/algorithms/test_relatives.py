@@ -215,7 +215,7 @@ def test_xpos_bound_counts_and_pulls_no_further():
 
 
 def test_what_is_beyond_xpos_bound_is_pulled_back():
-    """Log-ratios 2 and 0 at a bound of 1, the second preferred: the first's gradient is upwards, a step down inwards."""
+    """Log-ratios 2 and 0 at a bound of 1, the second preferred: the first's gradient is upwards, a step inwards."""
     batch = answers([0.0, 1.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([0.0]), source=t([0, 1]))
     batch = batch.fill(declared={"alpha": torch.Tensor}, alpha=torch.zeros(2))
     pull = 0.5 / (1 + math.exp(-0.5))

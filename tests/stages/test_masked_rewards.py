@@ -188,7 +188,7 @@ def test_a_round_without_rewards_is_one_that_keeps_nothing(sampler, known):
         assert len(made.next()["main"].prompts) == 1
         assert made.facts["sampling_rounds"] == 2 and made.facts["prompts_without_rewards"] == 1
     else:
-        with pytest.raises(InputError, match="every prompt of a batch.* 'rule' failed on 2 responses: OSError: no op"):
+        with pytest.raises(InputError, match=r"every prompt of a batch.* 'rule' failed on 2 responses: OSError: no op"):
             made.next()
 
 
@@ -239,7 +239,7 @@ def test_a_judge_that_cannot_answer_takes_no_other_prompt_along(sampler, capsys)
     kept = [place for place, is_bird in enumerate(birds) if not is_bird]
     assert [found.totals[i] for i in kept] == pytest.approx([whole.totals[i] for i in kept], abs=1e-4)
     assert "a prompt goes without rewards: a question to the judge" in capsys.readouterr().out
-    with pytest.raises(InputError, match="307 tokens .or go on without such prompts: --faults.then mask"):
+    with pytest.raises(InputError, match=r"307 tokens .or go on without such prompts: --faults.then mask"):
         scored(Judge(), "stop")
 
 

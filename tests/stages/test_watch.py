@@ -145,7 +145,7 @@ def test_an_oracle_that_fails_ends_the_run_or_leaves_a_look_out(sampler, faulty,
     assert "no look this time: reward function 'later' failed" in capsys.readouterr().out
     watch = Watch(sampler, PROMPTS[:2], load_oracle(f"{faulty}:later"), seed=1)
     watch.look()
-    with pytest.raises(InputError, match="^--oracle: reward function 'later' failed .*--faults.then mask"):
+    with pytest.raises(InputError, match=r"^--oracle: reward function 'later' failed .*--faults.then mask"):
         watch.look()
 
 
@@ -156,7 +156,7 @@ def test_an_oracle_that_failed_once_may_be_asked_again(sampler, faulty):
 
 def test_an_oracle_that_hangs_is_killed(sampler, faulty):
     oracle = load_oracle(f"{faulty}:hangs", FaultSettings(timeout=0.5))
-    with pytest.raises(InputError, match="hangs: no answer within 0.5 s"):
+    with pytest.raises(InputError, match=r"hangs: no answer within 0\.5 s"):
         Watch(sampler, PROMPTS[:2], oracle, seed=1).look()
 
 

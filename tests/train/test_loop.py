@@ -197,7 +197,7 @@ def test_the_policys_schedule_begins_when_it_does(tmp_path):
 
 
 def test_only_the_policy_warms_up_after_a_critic_that_was_alone(tmp_path):
-    """A warm-up of half: over two of the policy's four steps; the critic, told while it is alone, begins at the peak."""
+    """A warm-up of half: over two of the policy's four steps; the critic, told while alone, begins at the peak."""
     learners, seen = {"policy": learner(), "value": learner(heads=("value",))}, []
     run = training(tmp_path, TwoLosses(), learners, num_steps=6, critic_alone=2)
     run.optimiser = replace(run.optimiser, schedule="constant", warmup=0.5)
@@ -206,7 +206,7 @@ def test_only_the_policy_warms_up_after_a_critic_that_was_alone(tmp_path):
 
 
 def test_the_policys_first_batch_is_a_new_one(tmp_path):
-    """Four updates a batch, three of them the critic's alone: the fourth is left out, its credit is an older critic's."""
+    """Four updates a batch, three of them the critic's: the fourth is left out, its credit is an older critic's."""
 
     class FourUpdates(TwoLosses):
         num_epochs = 4

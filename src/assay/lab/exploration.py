@@ -50,7 +50,8 @@ def explore(
 
     Each step asks for one comparison, then the policy becomes the minimum of the method's loss over all of them, among
     the policies within v_max / beta of the reference (projected Adam from where it stood; where nothing was learned it
-    stays at the reference); of a schedule the first alpha holds throughout. Regret: what is lost of E R - beta KL. `world` has one context and one token.
+    stays at the reference). Of a schedule the first alpha holds throughout. Regret: what is lost of E R - beta KL.
+    `world` has one context and one token.
     """
     torch.manual_seed(seed)
     wide = World(

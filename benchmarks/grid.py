@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -38,13 +39,14 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
 
 
 def _machine() -> dict[str, Any]:
-    """What models compute in here, and on how many cores: two programs of one thread fill two cores better than one."""
+    """What models compute in here, on how many cores (two programs of one thread fill two cores better than one of two),
+    and the processor's time, which others on the machine do not lengthen as they do the clock's."""
     import torch
 
     from assay.engine.load import best_device, compute_dtype
 
     dtype = str(compute_dtype("auto", best_device())).removeprefix("torch.")
-    return {"dtype": dtype, "threads": torch.get_num_threads()}
+    return {"dtype": dtype, "threads": torch.get_num_threads(), "core_seconds": round(sum(os.times()[:4]))}
 
 
 def _apart(compute: Callable[[Cell], dict[str, Any]], cell: Cell) -> dict[str, Any]:

@@ -39,8 +39,10 @@ def fill(cells: Iterable[Cell], compute: Callable[[Cell], dict[str, Any]], path:
 
 
 def _machine() -> dict[str, Any]:
-    """What models compute in here, on how many cores (two programs of one thread fill two cores better than one of two),
-    and the processor's time, which others on the machine do not lengthen as they do the clock's."""
+    """What models compute in here, on how many cores, and the processor's time, which no other program lengthens.
+
+    Two programs of one thread fill two cores better than one of two.
+    """
     import torch
 
     from assay.engine.load import best_device, compute_dtype

@@ -147,7 +147,6 @@ REFUSED = [
     (["rloo", "--max_turns", "2"], "--max_turns does nothing without --environment"),
     (["xpo", "--reference.every", "2"], "xpo compares all answers so far with one reference"),
     (["ppo", "--dense.kind", "rewards", "--dense.model", "no"], "leave --dense.model out"),
-    (["ppo", "--dense.kind", "rewards"], "has no rewards at tokens"),
     (["rloo", "--sampling.max_tokens", "300"], "--sampling.max_tokens 300"),
 ]
 

@@ -226,7 +226,7 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
     if isinstance(model, RewardModel) and model.pooling is None:
-        raise InputError(f"--dense.kind: {model.name} has no rewards at tokens, as a process reward model has")
+        raise InputError(f"--dense.kind: {model.name} has one reward a conversation, none for its tokens")
     gamma = getattr(config.algorithm, "gamma", 1.0)
     return Dense(model, settings.kind, encoder, gamma=gamma, weight=config.reward_weight)
 

@@ -1,9 +1,9 @@
 """PPO-max beside plain PPO without a KL: how far each goes, judged by a reward model that was not optimised.
 
 Two reward models of SmolLM2-135M-Instruct on pairs of HH-harmless with short answers, of different prompts: one is
-optimised, the other watches. Then 150 optimiser steps of each, answers of at most 64 tokens, adapters of rank 16, and
-for `--kinds` that name them runs that flip one trick of PPO-max. At most twenty minutes a cell on 2 cores; finished
-cells are kept in benchmarks/results/ppo_max.jsonl.
+optimised, the other watches. Then 150 optimiser steps of each, answers of at most 48 tokens, adapters of rank 16, and
+for `--kinds` that name them runs that flip one trick of PPO-max. About twenty minutes a cell on 2 cores; finished cells
+are kept in benchmarks/results/ppo_max.jsonl.
 """
 
 import argparse
@@ -18,8 +18,8 @@ from demo_world import RUNS, figure
 from grid import fill
 from human_pairs import DATA, HERE, MODEL, SETTINGS, Row, run_assay, short_rows, write_rows
 
-NUM_PAIRS, NUM_TEST, STEPS = 500, 96, 150
-COMMON = ("--batch_size", "4", "--num_answers", "2", "--sampling.max_tokens", "64", "--lora.rank", "16")
+NUM_PAIRS, NUM_TEST, STEPS, TOKENS = 500, 96, 150, 48
+COMMON = ("--batch_size", "4", "--num_answers", "2", "--sampling.max_tokens", str(TOKENS), "--lora.rank", "16")
 COMMON += ("--optimiser.lr", "2e-4", "--optimiser.schedule", "constant", "--critic.lr", "2e-4")
 COMMON += ("--checkpoints.every", "0", "--ignore_gate", "true")
 MAX = ("--algorithm.name", "ppo_max")
@@ -72,7 +72,9 @@ def optimise(args: argparse.Namespace, kind: str, prompts: Mapping[str, Path]) -
         told += ["--streams.ptx.path", prompts["text"]]
     run_assay("policy", *told, *COMMON, *RUNS_OF[kind])
     asked = ["--prompts.path", prompts["test"], "--num_prompts", NUM_TEST, "--oracle", f"reward:{gold}"]
-    run_assay("evaluate", "--run", run, *asked, "--reward", proxy, "--sampling.max_tokens", 64, "--seed", args.seed + 1)
+    run_assay(
+        "evaluate", "--run", run, *asked, "--reward", proxy, "--sampling.max_tokens", TOKENS, "--seed", args.seed + 1
+    )
     findings = json.loads((run / "evaluation.json").read_text())["findings"]
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     kept = ("step", "reward", "oracle", "proxy", "kl", "entropy", "length_mean", "ref_nll", "value_loss")

@@ -373,6 +373,7 @@ def test_a_rule_that_misbehaves_stops_the_run_by_name(name, said, rules, tmp_pat
 def test_rules_are_found_before_any_model_loads(rules, tmp_path, refused):
     words = [*rloo_words(tmp_path), "--reward", tiny_reward(), "--ignore_gate", "--rules"]
     assert "has no 'fien'. Did you mean 'fine'?" in refused(*words, f"{rules}:fien")
+    assert "needs 'gold', which is neither prompts" in refused(*words, f"{rules}:needs")
     assert "write weight*file.py:function, weight a number" in refused(*words, f"half*{rules}:fine")
     assert "nowhere.py" in refused(*words, f"{tmp_path}/nowhere.py:fine")
     asked = tmp_path / "prompts.jsonl"

@@ -31,7 +31,8 @@ Text = str | Sequence[Mapping[str, Any]]
 
 RewardFunction = Callable[..., Any]
 
-TAKEN = ("self", "prompts", "responses", "num_tokens", "stopped")
+OF_ANSWERS = ("num_tokens", "stopped")
+TAKEN = ("self", "prompts", "responses", *OF_ANSWERS)
 """Names that no column can have beside what every reward is called with."""
 
 RESERVED = ("model", "model_uncertainty", "judge")
@@ -282,6 +283,11 @@ def _arguments(
                 f"the data's columns ({has}).{nearest(parameter.name, offered)}"
             )
     return copy.deepcopy(offered if takes_any else {key: offered[key] for key in offered if key in parameters})
+
+
+def check_columns(rule: Rule, prompts: Sequence[Prompt]) -> None:
+    """InputError where the function needs a column that answers to these prompts will not have."""
+    _arguments(rule.function, rule.name, (), (), {**columns_of(prompts), **dict.fromkeys(OF_ANSWERS, ())})
 
 
 def check_rewards(result: Any, num_responses: int, name: str) -> list[float]:

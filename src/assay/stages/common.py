@@ -98,7 +98,9 @@ def load_oracle(name: str, faults: FaultSettings | None = None) -> Oracle:
 
 def hash_of_oracle(name: str) -> str:
     """What tells one oracle from another: a model's weights, a function's file, a name."""
-    return hash_of_model(name.removeprefix(REWARD)) if name.startswith(REWARD) else " ".join(hash_of_code(name))
+    if name.startswith(REWARD):
+        return "+".join(hash_of_model(part) for part in names_of(name.removeprefix(REWARD)))
+    return " ".join(hash_of_code(name))
 
 
 def all_finite(values: list[float], ids: Sequence[str], name: str) -> list[float]:

@@ -22,7 +22,7 @@ from assay.rewards.instructed import Instructed
 from assay.rewards.judge import CRITERION, LanguageModel, check_judge, open_judge
 from assay.rewards.model import RewardModel
 from assay.rewards.opening import open_reward
-from assay.rewards.rules import load_object
+from assay.rewards.rules import check_columns, load_object
 from assay.settings import InputError
 from assay.stages.common import (
     ModelOracle,
@@ -73,7 +73,7 @@ def run(config: PolicyConfig) -> None:
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     watched = open_watch(config)
-    rewards = open_rewards(config, place) if algorithm.data == "rollouts" else None
+    rewards = open_rewards(config, place, streams["main"].records) if algorithm.data == "rollouts" else None
     dense = open_dense(config, rewards, encoder) if rewards else None
     torch.manual_seed(config.seed)
     critic = open_critic(config, named_reward(config, place), encoder)
@@ -152,8 +152,8 @@ def run(config: PolicyConfig) -> None:
     say(f"policy: {place.policy}")
 
 
-def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
-    """The reward model, its gate passed, and the programmatic rewards beside it."""
+def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Prompt]) -> Rewards:
+    """The reward model, its gate passed, and the programmatic rewards beside it, for which `prompts` have the columns."""
     named = named_reward(config, place)
     if not named and not (config.rules or config.environment or config.judge):
         raise InputError("--reward is missing: give a reward model, --rules, a --judge or an --environment")
@@ -161,6 +161,8 @@ def open_rewards(config: PolicyConfig, place: RunDirectory) -> Rewards:
         raise InputError("--reward_rule: there is no reward model whose opinions it could join; give one with --reward")
     model = None
     rules = load_rules(config.rules, config.faults.timeout)
+    for _, rule in rules.parts if rules else ():
+        check_columns(rule, prompts)
     if config.environment:
         load_object(config.environment, "environment")  # an error here, not after models are loaded
     if config.judge:

@@ -153,7 +153,7 @@ def run(config: PolicyConfig) -> None:
 
 
 def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Prompt]) -> Rewards:
-    """The reward model, its gate passed, and the programmatic rewards beside it, for which `prompts` have the columns."""
+    """The reward model, its gate passed, and the programmatic rewards beside it, whose columns `prompts` have."""
     named = named_reward(config, place)
     if not named and not (config.rules or config.environment or config.judge):
         raise InputError("--reward is missing: give a reward model, --rules, a --judge or an --environment")

@@ -5,6 +5,7 @@ Index `t` always speaks of response token `t`: `logprobs[b, t] = log p(ids[b, t]
 chosen response and row `2i + 1` the rejected one.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Self, get_type_hints
@@ -67,13 +68,16 @@ class Trunks:
         return Trunks(tuple(self.ids[old] for old in keep), tuple(place[self.parent[old]] for old in keep)), place
 
 
+_annotated = functools.cache(get_type_hints)  # resolving names takes longer than checking a table
+
+
 class Table:
     """Columns that share their row count. One that no stage has filled is absent: reading it raises."""
 
     declared: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, *, declared: Mapping[str, Any] | None = None, **columns: Any) -> None:
-        known = {**get_type_hints(type(self)), **(declared or {})}
+        known = {**_annotated(type(self)), **(declared or {})}
         with jaxtyped("context"):  # B and T are bound once, so the columns must agree
             for name, value in columns.items():
                 if name not in known:

@@ -1,6 +1,7 @@
 import gzip
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def test_own_files_keep_everything(tmp_path: Path) -> None:
     )
     for name in ("a.jsonl", "a.parquet"):
         assert read_comparisons(write_records(tmp_path / name, [pair])).records == (pair,)
-        assert read_prompts(tmp_path / name).records == (pair.prompt,)
+        (asked,) = read_prompts(tmp_path / name).records
+        assert asked == replace(pair.prompt, meta={**pair.meta, **pair.prompt.meta})
     rollout = Rollout(
         prompt=user_prompt("Hi"), response=reply("x"), stop="stop", ids=(1, 2), sampler_logprobs=(-0.5, -1.0)
     )

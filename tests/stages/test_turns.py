@@ -9,7 +9,7 @@ from assay.records import Message, Prompt, user_prompt
 from assay.report.run import RunDirectory
 from assay.settings import InputError
 from assay.stages.sampling import PolicySampler
-from assay.stages.turns import Episodes
+from assay.stages.turns import Episodes, environment_at
 from tiny import tiny_model, write
 
 GAME = '''
@@ -103,6 +103,10 @@ class Silent:
 PROMPTS = [user_prompt("Hello there.", meta={"turns": 3}), user_prompt("How are you?", meta={"turns": 2})]
 
 
+def episodes_at(sampler, place, max_turns):
+    return Episodes(sampler, environment_at(place), place, max_turns)
+
+
 @pytest.fixture
 def game(tmp_path):
     (tmp_path / "game.py").write_text(GAME)
@@ -115,7 +119,7 @@ def sampler():
 
 
 def play(sampler, place, num=2, max_turns=4, seed=0):
-    episodes = Episodes.load(sampler, place, max_turns)
+    episodes = episodes_at(sampler, place, max_turns)
     return episodes.draw(PROMPTS, num, torch.Generator().manual_seed(seed))
 
 
@@ -149,7 +153,7 @@ def test_later_turns_do_not_hang_on_who_still_talks(sampler, game):
     def played(turns):
         generator = torch.Generator().manual_seed(0)
         asked = [user_prompt("Hello there.", meta={"turns": turns}), PROMPTS[0]]
-        drawn = Episodes.load(sampler, game("Echo"), 4).draw(asked, 32, generator)
+        drawn = episodes_at(sampler, game("Echo"), 4).draw(asked, 32, generator)
         return [rollout.ids for rollout in drawn.rollouts], generator.get_state()
 
     short, after_short = played(1)
@@ -166,7 +170,7 @@ def test_what_was_sampled_is_never_spelled_anew(sampler, game):
     letters = [encoder.tokenizer.convert_tokens_to_ids(letter) for letter in "the"]
     joined = encoder.tokenizer("the", add_special_tokens=False)["input_ids"]
     assert len(joined) < 3 and None not in letters
-    episodes = Episodes.load(sampler, game("Echo"), 4)
+    episodes = episodes_at(sampler, game("Echo"), 4)
     episode = episodes._begin(PROMPTS[0], encoder.prompt(PROMPTS[0]))
     episode.write([*letters, encoder.eos], [-1.0] * 4, None, "the")
     episodes._answer(episode, last=False)
@@ -192,7 +196,7 @@ def test_an_environment_that_names_id_and_tools_gets_them(sampler, game):
     asked = user_prompt("Hello.", id="q7", tools=tuple(tools), template_kwargs={"brief": True}, meta={"turns": 3})
 
     def made(name, prompt):
-        return Episodes.load(sampler, game(name), 4)._begin(prompt, ()).environment
+        return episodes_at(sampler, game(name), 4)._begin(prompt, ()).environment
 
     assert made("Named", asked).told == ("q7", tools, {"brief": True}, 3)
     assert made("Named", user_prompt("Hi.", id="q8")).told == ("q8", (), None, 0)
@@ -203,7 +207,7 @@ def test_an_environment_that_names_id_and_tools_gets_them(sampler, game):
 def test_what_an_environment_takes_from_its_columns_is_its_own(sampler, game):
     """Every conversation, now and later, begins with all of it."""
     asked = Prompt(messages=(Message("user", "Hello.", {"told": ["all"]}),), meta={"tasks": ["a", "b", "c"]})
-    episodes = Episodes.load(sampler, game("Todo"), 4)
+    episodes = episodes_at(sampler, game("Todo"), 4)
     for _ in range(2):
         assert {len(episodes._begin(asked, ()).environment.tasks) for _ in range(2)} == {3}
         episodes.draw([asked], 2, torch.Generator().manual_seed(0))

@@ -24,7 +24,7 @@ from assay.settings import InputError
 from assay.stages.online import Rollouts, Watch
 from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
-from assay.stages.turns import Episodes
+from assay.stages.turns import Episodes, environment_at
 from assay.tokens.chat import Encoder
 from tiny import PROMPTS, TokenRewards, prompts, random_network, save, tiny_model, tokenizer, write
 
@@ -48,6 +48,10 @@ class Even(Game):
     def step(self, messages):
         return [], 1.0, True
 '''
+
+
+def episodes_at(sampler, place, max_turns):
+    return Episodes(sampler, environment_at(place), place, max_turns)
 
 
 @pytest.fixture
@@ -77,7 +81,7 @@ class Halves(TokenRewards):
 def source(sampler, files, algorithm, *, weight=1.0, rules=(), game="", model=None, dense="", **settings):
     rewards = Rewards(model, weight, load_rules([f"{files}/rules.py:{name}" for name in rules]), {})
     config = PolicyConfig(algorithm=algorithm, num_answers=3, batch_size=4, environment=game, **settings)
-    episodes = Episodes.load(sampler, f"{files}/game.py:{game}", 3) if game else None
+    episodes = episodes_at(sampler, f"{files}/game.py:{game}", 3) if game else None
     paid = Dense(model, dense, Encoder(tokenizer()), weight=weight) if dense else None
     return Rollouts(sampler, PROMPTS[:6], rewards, config, None, paid, episodes)
 
@@ -181,7 +185,7 @@ def test_the_watched_prompts_are_played_as_the_others_are(sampler, files):
         seen.extend(len(response) for response in responses)
         return [0.0] * len(asked)
 
-    episodes = Episodes.load(sampler, f"{files}/game.py:Game", 3)
+    episodes = episodes_at(sampler, f"{files}/game.py:Game", 3)
     Watch(episodes, PROMPTS[:4], oracle, seed=0).look()
     assert max(seen) == 3  # the policy's turn, the environment's, the policy's
 

@@ -84,9 +84,8 @@ def load_oracle(name: str, faults: FaultSettings | None = None) -> Oracle:
         return length_lover
     if name.startswith(REWARD):
         return ModelOracle(open_reward(name.removeprefix(REWARD)), name)
-    rule, faults = load(name), faults or FaultSettings()
-    if faults.timeout:
-        rule = alone(name, faults.timeout)
+    faults = faults or FaultSettings()
+    rule = alone(name, faults.timeout) if faults.timeout else load(name)
 
     def oracle(prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[float]:
         asked, answers = [to_field(prompt.messages) for prompt in prompts], [to_field(answer) for answer in responses]

@@ -22,7 +22,7 @@ from assay.rewards.instructed import Instructed
 from assay.rewards.judge import CRITERION, LanguageModel, check_judge, open_judge
 from assay.rewards.model import RewardModel
 from assay.rewards.opening import open_reward
-from assay.rewards.rules import check_columns, load_object
+from assay.rewards.rules import check_columns
 from assay.settings import InputError
 from assay.stages.common import (
     ModelOracle,
@@ -46,7 +46,7 @@ from assay.stages.policy_settings import check, identity
 from assay.stages.progress import bar, say
 from assay.stages.rewarding import Dense, Rewards, judgeable, load_rules, readable
 from assay.stages.sampling import Drawn, PolicySampler
-from assay.stages.turns import Episodes
+from assay.stages.turns import Episodes, environment_at
 from assay.tokens.chat import Encoded, Encoder, collate
 from assay.train.batches import Batches, Joined, Offline, Shuffled
 from assay.train.buffer import updates
@@ -72,6 +72,7 @@ def run(config: PolicyConfig) -> None:
     data = {name: hash_of(stream.records) for name, stream in streams.items()}
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
+    environment = environment_at(config.environment) if config.environment else None
     watched = open_watch(config)
     rewards = open_rewards(config, place, streams["main"].records) if algorithm.data == "rollouts" else None
     dense = open_dense(config, rewards, encoder) if rewards else None
@@ -87,8 +88,8 @@ def run(config: PolicyConfig) -> None:
     worth: Callable[[Drawn], Sequence[float]] | None = None
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
-        if config.environment:
-            episodes = Episodes.load(sampler, config.environment, config.max_turns)
+        if environment is not None:
+            episodes = Episodes(sampler, environment, config.environment, config.max_turns)
         for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
             prompts = readable(paying, prompts, config, sampler.context, config.data)
         prompts = judgeable(rewards.judge, prompts, config)
@@ -163,8 +164,6 @@ def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Pr
     rules = load_rules(config.rules, config.faults.timeout)
     for _, rule in rules.parts if rules else ():
         check_columns(rule, prompts)
-    if config.environment:
-        load_object(config.environment, "environment")  # an error here, not after models are loaded
     if config.judge:
         check_judge(config.judge)
     identity: dict[str, Any] = {"rules": [hash_of_code(rule) for rule in config.rules]}

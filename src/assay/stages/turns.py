@@ -66,19 +66,19 @@ class _Episode:
         self.turns += turns
 
 
+def environment_at(place: str) -> Callable[..., Environment]:
+    """The class at file.py:Class or package.module:Class."""
+    make = load_object(place, "environment")
+    if not callable(getattr(make, "step", None)):
+        raise InputError(f"environment {place}: the class has no method step(messages)")
+    return make
+
+
 class Episodes:
     """Plays conversations: the policy writes, the environment answers, up to `max_turns` turns of the policy's."""
 
     def __init__(self, sampler: PolicySampler, make: Callable[..., Environment], name: str, max_turns: int) -> None:
         self.sampler, self.make, self.name, self.max_turns = sampler, make, name, max_turns
-
-    @classmethod
-    def load(cls, sampler: PolicySampler, place: str, max_turns: int) -> "Episodes":
-        """From a class at file.py:Class or package.module:Class."""
-        make = load_object(place, "environment")
-        if not callable(getattr(make, "step", None)):
-            raise InputError(f"environment {place}: the class has no method step(messages)")
-        return cls(sampler, make, place, max_turns)
 
     def draw(self, prompts: Sequence[Prompt], num: int, generator: torch.Generator) -> Drawn:
         """`num` conversations from each prompt; the first turns of a prompt share its computation."""

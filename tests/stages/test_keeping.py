@@ -66,6 +66,10 @@ def test_the_highest_look_is_kept():
         looks = [{"oracle": value} for value in (10.0, 6.0, 5.5, 1.0, 1.0, 1.0)]
         run = Run(StopSettings(oracle_drop=0.3, smoothing=smoothing)).look(0.0).go(*looks)
         assert run.kept()[0] == 1
+        looks = [{"oracle": value} for value in (10.0, 6.0, 5.5, 11.0)]
+        run = Run(StopSettings(oracle_drop=0.9, smoothing=smoothing)).look(0.0)
+        assert [run.go(row).keeper.kept.step for row in looks] == [1, 1, 1, 4]
+        assert run.go({}).keeper.kept.step == 4  # no look
 
 
 def test_a_look_counts_only_if_its_policy_is_within_the_other_limits():
@@ -112,3 +116,12 @@ def test_another_oracle_begins_anew():
     run.go(*[{"oracle": value} for value in (16.0, 18.0, 17.0, 17.0)])
     assert run.kept()[0] == 5
     assert not Run(settings, state=first.keeper.state_dict(), step=3).keeper.another
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.5])
+def test_another_oracle_says_nothing_of_other_limits(drop):
+    """A run that its KL ended stays ended."""
+    settings = StopSettings(oracle_drop=drop, kl=0.5, **EXACT)
+    first = Run(settings).look(1.0).go(*[{"kl": 0.9, "oracle": 2.0}] * 2)
+    again = Run(settings, oracle="another", state=first.keeper.state_dict(), step=2)
+    assert again.stopped and again.kept() == first.kept() == (0, "kl is 0.9, its limit 0.5 (stop.kl)")

@@ -63,7 +63,7 @@ class XPO(OnlineDPO):
         """[B] log pi / pi_ref, held within the bound."""
         ratio = OnlineDPO.ratios(self, out, batch)
         bound = self.v_max / self.beta
-        return _held(ratio, bound) if self.v_max else ratio
+        return _Held.apply(ratio, bound) if self.v_max else ratio  # pyright: ignore[reportReturnType]
 
 
 class _Held(torch.autograd.Function):
@@ -79,7 +79,3 @@ class _Held(torch.autograd.Function):
         above, below = ctx.saved_tensors
         outwards = (above & (grads[0] < 0)) | (below & (grads[0] > 0))
         return grads[0].masked_fill(outwards, 0.0), None
-
-
-def _held(ratio: torch.Tensor, bound: float) -> torch.Tensor:
-    return _Held.apply(ratio, bound)  # pyright: ignore[reportReturnType]

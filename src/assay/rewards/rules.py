@@ -163,11 +163,8 @@ def fill_rewards(reward: Reward, rollouts: Sequence[Rollout]) -> tuple[Rollout, 
 
 
 def columns_of(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
-    """The other fields of the data as columns, but for those that are called as what is judged.
-
-    Each value is a copy: what a function does to it is seen neither in the data nor in another answer to the prompt.
-    """
-    rows = [copy.deepcopy({**named_fields(prompt), **prompt.meta}) for prompt in prompts]
+    """The other fields of the data as columns, but for those that are called as what is judged."""
+    rows = [{**named_fields(prompt), **prompt.meta} for prompt in prompts]
     names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
     return {name: [row.get(name) for row in rows] for name in names}
 
@@ -179,10 +176,10 @@ def named_fields(prompt: Prompt) -> dict[str, Any]:
 
 
 def to_field(turns: Response) -> Text:
-    """A string for plain text, else message dictionaries, which are copies."""
+    """A string for plain text, else message dictionaries."""
     if turns and all(turn.role == "text" for turn in turns):
         return "".join(turn.content for turn in turns)
-    return [copy.deepcopy(turn.to_json()) for turn in turns]
+    return [turn.to_json() for turn in turns]
 
 
 def _from_field(text: Text, role: str) -> Response:
@@ -261,9 +258,10 @@ async def _awaited(result: Any) -> Any:
 def _arguments(
     function: RewardFunction, name: str, prompts: Sequence[Text], responses: Sequence[Text], columns: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the function's signature asks for, copied: another function may be asked about the same.
+    """What the function's signature asks for; every column only where it takes any.
 
-    Every column only where it takes any.
+    Each value is a copy: what the function does to it is seen neither in the data, nor in another answer to the prompt,
+    nor by another function.
     """
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -282,7 +280,8 @@ def _arguments(
                 f"reward function {name!r} needs {parameter.name!r}, which is neither prompts, responses nor one of "
                 f"the data's columns ({has}).{nearest(parameter.name, offered)}"
             )
-    return copy.deepcopy(offered if takes_any else {key: offered[key] for key in offered if key in parameters})
+    wanted = offered if takes_any else {key: offered[key] for key in offered if key in parameters}
+    return {key: [copy.deepcopy(value) for value in values] for key, values in wanted.items()}
 
 
 def check_columns(rule: Rule, prompts: Sequence[Prompt]) -> None:

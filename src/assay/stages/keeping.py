@@ -65,7 +65,7 @@ class Keeper:
     def begin_again(self, look: Mapping[str, float]) -> None:
         """What another oracle says of the policy as it is, before training goes on."""
         self.stopping.see(look)
-        if self.settings.oracle_drop and "oracle" in look:
+        if "oracle" in look:
             self._look(self.training.step, look["oracle"])
 
     def _look(self, step: int, oracle: float) -> None:
@@ -95,18 +95,19 @@ class Keeper:
         return {**facts, **looks, "kept": self.kept.step, "waits": self.waits.step, **weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from there; under other limits or another oracle than before what had been counted is void."""
+        """Go on from there; under other limits than before what had been counted is void, and so is what was seen of
+        another oracle."""
         if not self.settings.any or not state:
             return
         self.stopping.load_state_dict(state["stopping"])
         self.kept, self.waits = self._point(state, "kept"), self._point(state, "waits")
-        self.another = state["oracle"] != self.oracle
+        self.another = bool(self.settings.oracle_drop) and state["oracle"] != self.oracle
         if self.another:
             self.stopping.forget_oracle()
             self.kept, self.waits = replace(self.kept, look=-math.inf), replace(self.waits, look=-math.inf)
-        if self.another or state["settings"] != asdict(self.settings):
+        if state["settings"] != asdict(self.settings):
             self.stopping.beyond = {}
-        else:
+        elif not (self.another and "stop.oracle_drop" in state["reason"]):
             self.reason = state["reason"]
             self.training.stopped = bool(self.reason)
 

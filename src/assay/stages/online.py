@@ -58,7 +58,7 @@ class Rollouts:
         if not drawn.prompts:
             raise InputError(
                 f"the rewards of every prompt of a batch could not be had: there is nothing to learn from. The last "
-                f"reason: {self.rewards.why[-1]}"
+                f"reason: {self.rewards.why}"
             )
         batch = self._finished(drawn, scored)
         self.facts |= {"seconds_rollouts": time.perf_counter() - began}
@@ -225,25 +225,29 @@ class Watch:
 
         The draws are the same every time, however long the answers are by then. Empty where the oracle fails and may.
         """
-        try:
-            return self._look()
-        except InputError as error:
-            if self.then == "stop":
-                raise InputError(f"--oracle: {error} (or go on without such a look: --faults.then mask)") from error
-            say(f"--oracle: no look this time: {error}")
-            return {}
-
-    def _look(self) -> dict[str, float]:
         rewards: list[float] = []
         proxy: list[float] = []
         for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):
             generator = torch.Generator().manual_seed(self.seed + first)
             drawn = self.source.draw(self.prompts[first : first + ANSWERS_AT_ONCE], 1, generator)
-            rewards += self.oracle([r.prompt for r in drawn.rollouts], [r.response for r in drawn.rollouts])
+            told = self._asked(drawn)
+            if told is None:
+                return {}
+            rewards += told
             proxy += self.worth(drawn) if self.worth else []
         error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else 0.0
         seen = {"oracle": statistics.fmean(rewards), "oracle_error": error}
         return {**seen, "proxy": statistics.fmean(proxy)} if proxy else seen
+
+    def _asked(self, drawn: Drawn) -> list[float] | None:
+        """What the oracle says; None where it fails and may."""
+        try:
+            return self.oracle([r.prompt for r in drawn.rollouts], [r.response for r in drawn.rollouts])
+        except InputError as error:
+            if self.then == "stop":
+                raise InputError(f"--oracle: {error} (or go on without such a look: --faults.then mask)") from error
+            say(f"--oracle: no look this time: {error}")
+            return None
 
 
 def _written(rollout: Rollout) -> str:

@@ -104,7 +104,8 @@ class Rewards:
         self.judge = judge
         self.model, self.weight, self.rules, self.identity = model, weight, rules, dict(identity)
         self.faults = faults or FaultSettings()
-        self.why: list[str] = []  # different reasons why rewards could not be had, the last at the end
+        self.why = ""  # the last reason why rewards could not be had
+        self.told: set[str] = set()  # reasons that were said
 
     def __call__(self, rollouts: Sequence[Rollout], num: int) -> Scored:
         """What the answers, `num` to each prompt, are worth: the sums, and each part by name before weighting.
@@ -168,9 +169,10 @@ class Rewards:
 
     def _note(self, why: str) -> None:
         """Say a new reason, the first few of them."""
-        if why not in self.why and len(self.why) < REASONS:
+        self.why = why
+        if why not in self.told and len(self.told) < REASONS:
+            self.told.add(why)
             say(f"a prompt goes without rewards: {why}")
-        self.why = [*[reason for reason in self.why if reason != why][-REASONS:], why]
 
     def _by_model(self, rollouts: Sequence[Rollout]) -> list[tuple[float, float]]:
         """The model's reward of each answer and, where it knows one, its standard deviation."""

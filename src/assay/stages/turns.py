@@ -111,8 +111,9 @@ class Episodes:
         try:
             asked = list(inspect.signature(self.make).parameters)[1:]  # the first is the prompt
             named = {name: value for name, value in named_fields(prompt).items() if name in asked}
-            columns = copy.deepcopy({**named, **prompt.meta})  # each conversation may change its own
-            return _Episode(prompt, trunk, self.make(to_field(prompt.messages), **columns))
+            # copies, for each conversation may change its own
+            messages, columns = copy.deepcopy((to_field(prompt.messages), {**named, **prompt.meta}))
+            return _Episode(prompt, trunk, self.make(messages, **columns))
         except (Exception, SystemExit) as error:
             raise InputError(f"environment {self.name} cannot be made: {type(error).__name__}: {error}") from error
 

@@ -23,10 +23,11 @@ RUNS_OF: Mapping[str, tuple[str, ...]] = {
     "stopped": ("--algorithm.kl_coef", "0", *LIMIT),
     "bound": ("--algorithm.kl_coef", "0.1"),
 }
-CELLS: Sequence[Cell] = (  # looks: steps from one look at the oracle to the next
+CELLS: Sequence[Cell] = (  # looks: steps from one look at the oracle to the next; watch: prompts of a look, else 48
     {"kind": "free", "lr": 2e-4, "looks": 3},
     {"kind": "stopped", "lr": 2e-4, "looks": 3},
     {"kind": "stopped", "lr": 2e-4, "looks": 1},
+    {"kind": "stopped", "lr": 2e-4, "looks": 1, "watch": 144},
     {"kind": "bound", "lr": 2e-4, "looks": 3},
     {"kind": "free", "lr": 1e-4, "looks": 2},
     {"kind": "bound", "lr": 1e-4, "looks": 2},
@@ -67,7 +68,7 @@ def main() -> None:
 
     def plan(cell: Cell) -> tuple[list[object], dict[str, int]]:
         words = [*COMMON, "--optimiser.lr", cell["lr"], *RUNS_OF[cell["kind"]]]
-        return words, {"steps": STEPS, "watch": 48, "every": cell["looks"], "tested": 96}
+        return words, {"steps": STEPS, "watch": cell.get("watch", 48), "every": cell["looks"], "tested": 96}
 
     table(policies(args, cells, plan))
 

@@ -31,9 +31,9 @@ class Run:
     def restore(self, weights):
         self.restored = float(weights["w"])
 
-    def look(self, oracle, error=0.0):
+    def look(self, oracle, scores=()):
         """Before the first step."""
-        self.keeper.see(0, {"oracle": oracle, "oracle_error": error})
+        self.keeper.see(0, {"oracle": oracle}, scores)
         return self
 
     def go(self, *rows):
@@ -41,7 +41,7 @@ class Run:
             if self.stopped:
                 break
             self.step += 1
-            self.keeper.see(self.step, row)
+            self.keeper.see(self.step, row, row.get("scores", ()))
         return self
 
     def kept(self):
@@ -87,12 +87,13 @@ def test_a_look_on_the_way_through_a_batch_waits_for_the_next_one():
 
 
 @pytest.mark.parametrize("updates", [1, 4])
-def test_the_error_of_a_look_counts_whichever_update_it_follows(updates):
-    """Looks of 0.03 to 0.05 with an error of 0.1 after a base that scores 0 exactly: no fall of 0.02 is one."""
-    rows = [{"oracle": value, "oracle_error": 0.1} for value in (0.03, 0.05, 0.03, 0.03, 0.2, 0.5, 0.9)]
-    rows = [row for look in rows for row in [*[{}] * (updates - 1), look]]
-    run = Run(StopSettings(oracle_drop=0.2, **EXACT), updates=updates).look(0.0).go(*rows)
-    assert not run.stopped and run.keeper.kept.look == 0.9
+def test_what_a_look_says_of_each_prompt_counts_whichever_update_it_follows(updates):
+    """A fall by 0.1 on the mean of two prompts is one where both fell, and chance where one fell by 0.4."""
+    for last, stops in (([0.9, 0.9], True), ([0.6, 1.2], False)):
+        rows = [{"oracle": sum(scores) / 2, "scores": scores} for scores in ([1.0, 1.0], last, last)]
+        rows = [row for look in rows for row in [*[{}] * (updates - 1), look]]
+        run = Run(StopSettings(oracle_drop=0.05, **EXACT), updates=updates).look(0.0, [0.0, 0.0]).go(*rows)
+        assert run.stopped == stops and run.keeper.kept.look == 1.0
 
 
 def test_it_goes_on_as_if_it_had_not_been_interrupted():

@@ -68,6 +68,7 @@ def test_truth_and_proxy_are_of_the_same_answers(sampler):
         "oracle_error": statistics.stdev(seen) / 2,
         "proxy": -told["oracle"],
     }
+    assert watch.scores == seen[-4:]
     assert watch.look() == told
     assert set(Watch(sampler, PROMPTS[:1], shorter, seed=1).look()) == {"oracle", "oracle_error"}
 

@@ -1,5 +1,8 @@
 """Limits: what passes them for long enough ends the run, what does so once does not."""
 
+import json
+from statistics import fmean
+
 import pytest
 
 from assay.settings import InputError
@@ -84,23 +87,41 @@ def test_a_limit_below_nothing_is_refused(name):
 def test_of_another_oracle_nothing_is_known():
     stopping = Stopping(StopSettings(oracle_drop=0.1, patience=1, **EXACT))
     for look in (900.0, 1000.0):
-        stopping.see({"oracle": look, "oracle_error": 5.0})
+        stopping.see({"oracle": look}, [look + 5.0, look - 5.0])
     stopping.forget_oracle()
     assert [stopping.see({"oracle": look}) for look in (1.0, 2.0, 1.95)] == [""] * 3
     assert stopping.see({"oracle": 1.8})
 
 
-def test_what_was_never_gained_cannot_be_lost():
-    """A standard error of 0.1: dips by less say nothing, also after a "gain" of 0.15; a fall by more does."""
-    settings = StopSettings(oracle_drop=0.9, **EXACT)
+def seen(settings, *looks):
+    """Reasons after looks, each a list of the oracle's scores prompt by prompt."""
+    stopping = Stopping(settings)
+    return [stopping.see({"oracle": fmean(scores)}, scores) for scores in looks]
 
-    def told(*looks):
-        return reasons(settings, [{"oracle": look, "oracle_error": 0.1} for look in looks])
 
-    assert told(0.50, 0.49, 0.49, 0.42) == [""] * 4
-    assert told(0.50, 0.65, 0.56, 0.56) == [""] * 4
-    assert told(0.50, 0.39, 0.39)[-1] == "oracle is 0.39, its limit 0.4 (stop.oracle_drop)"
-    assert told(0.50, 0.75, 0.52, 0.52)[-1] == "oracle is 0.52, its limit 0.525 (stop.oracle_drop)"
+def test_a_fall_that_may_be_chance_is_none():
+    """Both last looks lost half of what was gained: every prompt 0.5, or one of four 2, with an error of 0.5."""
+    settings = StopSettings(oracle_drop=0.1, patience=1, **EXACT)
+    base, best = [100.0, 0.0, -100.0, 7.0], [101.0, 1.0, -99.0, 8.0]
+    told = seen(settings, base, best, [100.5, 0.5, -99.5, 7.5])
+    assert told == ["", "", "oracle is 2.25, its limit 2.65 (stop.oracle_drop)"]
+    assert seen(settings, base, best, [99.0, 1.0, -99.0, 8.0]) == [""] * 3
+    told = seen(settings, base, best, [97.0, 1.0, -99.5, 7.5])  # 4, 0, 0.5, 0.5: 1.25, error 0.924
+    assert told == [""] * 3
+    told = seen(settings, base, best, [99.0, -1.0, -100.0, 7.0])  # 2, 2, 1, 1: 1.5, error 0.289
+    assert told[2] == "oracle is 1.25, its limit 2.28 (stop.oracle_drop)"
+
+
+def test_what_was_never_gained_can_be_lost():
+    settings = StopSettings(oracle_drop=0.9, patience=1, **EXACT)
+    assert seen(settings, [1.0, 2.0], [0.5, 1.4])[1] == "oracle is 0.95, its limit 1.42 (stop.oracle_drop)"
+
+
+def test_smoothed_looks_are_compared_prompt_by_prompt():
+    """At 0.5 the means are 0, 1 and 0.5: what two odd answers said in turn has half the weight, and half the error."""
+    settings = StopSettings(oracle_drop=0.1, patience=1, smoothing=0.5)
+    assert seen(settings, [0.0, 0.0], [2.0, 2.0], [0.0, 0.0])[2] == "oracle is 0.5, its limit 0.9 (stop.oracle_drop)"
+    assert seen(settings, [0.0, 0.0], [2.0, 2.0], [-1.0, 1.0])[2] == ""  # falls 1 and 0, error 0.5
 
 
 def test_it_goes_on_from_its_state():
@@ -111,3 +132,16 @@ def test_it_goes_on_from_its_state():
         first.see(row)
     second.load_state_dict(first.state_dict())
     assert second.see(rows[3]) == first.see(rows[3]) != ""
+
+
+def test_looks_go_on_from_their_state():
+    settings = StopSettings(oracle_drop=0.1, patience=1)
+    looks = [[0.0, 1.0], [3.0, 2.0], [2.0, 2.0], [1.0, 1.5], [0.0, 0.5]]
+    whole = seen(settings, *looks)
+    assert any(whole)
+    for number in range(1, len(looks)):
+        first, second = Stopping(settings), Stopping(settings)
+        for scores in looks[:number]:
+            first.see({"oracle": fmean(scores)}, scores)
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert [second.see({"oracle": fmean(scores)}, scores) for scores in looks[number:]] == whole[number:]

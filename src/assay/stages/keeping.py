@@ -1,7 +1,7 @@
 """The best weights of a run that is watched, and its end where a limit was passed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -43,14 +43,14 @@ class Keeper:
         if self.settings.any and self.waits is None:
             self.waits = self.kept = self._now(self.training.step)
 
-    def see(self, step: int, metrics: Mapping[str, float]) -> None:
-        """After each step: keep the weights, or stop the run."""
+    def see(self, step: int, metrics: Mapping[str, float], scores: Sequence[float] = ()) -> None:
+        """After each step: keep the weights, or stop the run. `scores` are as in `Stopping.see`."""
         if not self.settings.any:
             return
         again = self.training.buffer.num_done > 1  # further updates on one batch say nothing new of it
         if again:
-            metrics = {name: value for name, value in metrics.items() if name in ("oracle", "oracle_error")}
-        self.reason = self.stopping.see(metrics)
+            metrics = {name: value for name, value in metrics.items() if name == "oracle"}
+        self.reason = self.stopping.see(metrics, scores)
         self.training.stopped = bool(self.reason)
         if not again and self.stopping.suspicious:
             self.waits = self.kept
@@ -62,9 +62,9 @@ class Keeper:
         elif "oracle" in metrics:
             self._look(step, metrics["oracle"])
 
-    def begin_again(self, look: Mapping[str, float]) -> None:
+    def begin_again(self, look: Mapping[str, float], scores: Sequence[float] = ()) -> None:
         """What another oracle says of the policy as it is, before training goes on."""
-        self.stopping.see(look)
+        self.stopping.see(look, scores)
         if "oracle" in look:
             self._look(self.training.step, look["oracle"])
 

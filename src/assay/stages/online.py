@@ -219,13 +219,14 @@ class Watch:
         """
         self.source, self.prompts, self.oracle, self.seed, self.worth = source, prompts, oracle, seed, worth
         self.then = then
+        self.scores: list[float] = []  # the oracle's in the last look, prompt by prompt
 
     def look(self) -> dict[str, float]:
         """The oracle's mean over one answer to each prompt, its standard error, and what the optimised reward says.
 
         The draws are the same every time, however long the answers are by then. Empty where the oracle fails and may.
         """
-        rewards: list[float] = []
+        self.scores = []
         proxy: list[float] = []
         for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):
             generator = torch.Generator().manual_seed(self.seed + first)
@@ -233,10 +234,10 @@ class Watch:
             told = self._asked(drawn)
             if told is None:
                 return {}
-            rewards += told
+            self.scores += told
             proxy += self.worth(drawn) if self.worth else []
-        error = statistics.stdev(rewards) / math.sqrt(len(rewards)) if len(rewards) > 1 else 0.0
-        seen = {"oracle": statistics.fmean(rewards), "oracle_error": error}
+        error = statistics.stdev(self.scores) / math.sqrt(len(self.scores)) if len(self.scores) > 1 else 0.0
+        seen = {"oracle": statistics.fmean(self.scores), "oracle_error": error}
         return {**seen, "proxy": statistics.fmean(proxy)} if proxy else seen
 
     def _asked(self, drawn: Drawn) -> list[float] | None:

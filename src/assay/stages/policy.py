@@ -132,7 +132,7 @@ def run(config: PolicyConfig) -> None:
             prompts = readable(oracle.model, prompts, config, sampler.context, config.watch, "watch")
         watch = Watch(episodes or sampler, prompts, oracle, seed=config.seed + 1, worth=worth, then=config.faults.then)
         if keeper.another:
-            keeper.begin_again(watch.look())
+            keeper.begin_again(watch.look(), watch.scores)
     with bar("policy", num_steps, training.step) as progress:
 
         def report(metrics: dict[str, float]) -> None:
@@ -141,7 +141,7 @@ def run(config: PolicyConfig) -> None:
                 metrics |= watch.look()  # also before the first step
             place.append_metrics(step, metrics, stage="policy")
             progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics})
-            keeper.see(step, metrics)
+            keeper.see(step, metrics, watch.scores if watch is not None else ())
 
         if watch is not None and training.step == 0:
             report({"step": 0})

@@ -1,9 +1,14 @@
 """When a run has gone far enough: limits on what is watched, passed several times in a row before they count."""
 
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from assay.settings import InputError, Settings
+
+SURE = 1.64  # standard errors of a fall that chance passes once in twenty looks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +46,25 @@ class StopSettings(Settings):
         return bool(self.oracle_drop) or self.of_batches
 
 
+class Looks:
+    """What an oracle said of the watched prompts: at first, now and at its highest, the latter two smoothed."""
+
+    def __init__(self, first: Sequence[float]) -> None:
+        self.first = self.now = self.highest = list(first)
+
+    def add(self, scores: Sequence[float], smoothing: float) -> None:
+        """A further look at the same prompts."""
+        self.now = [smoothing * b + (1 - smoothing) * s for b, s in zip(self.now, scores, strict=True)]
+        self.highest = max(self.highest, self.now, key=statistics.fmean)
+
+    def least(self, share: float) -> float:
+        """The lowest mean that may follow: so much of the gain is not lost, or not surely."""
+        top = statistics.fmean(self.highest)
+        falls = [h - n for h, n in zip(self.highest, self.now, strict=True)]
+        error = statistics.stdev(falls) / math.sqrt(len(falls)) if len(falls) > 1 else 0.0
+        return top - max(share * (top - statistics.fmean(self.first)), SURE * error)
+
+
 class Stopping:
     """Follows the metrics of a run; its state goes into checkpoints as plain numbers."""
 
@@ -50,22 +74,19 @@ class Stopping:
         self.first: dict[str, float] = {}
         self.beyond: dict[str, int] = {}
         self.outside: dict[str, bool] = {}  # limits on batches: whether the last one, not smoothed, was beyond
-        self.highest = float("-inf")  # smoothed look at the oracle
-        self.error = 0.0  # standard error of the last look
+        self.looks: Looks | None = None
 
-    def see(self, metrics: Mapping[str, float]) -> str:
-        """Why the run should end after these metrics; '' where it should not. Call once a step."""
-        self.error = metrics.get("oracle_error", self.error)
+    def see(self, metrics: Mapping[str, float], scores: Sequence[float] = ()) -> str:
+        """Why the run should end after these metrics; '' where it should not. Call once a step.
+
+        `scores` are what the oracle said of each watched prompt, always in the same order, where it looked.
+        """
         reason = ""
         for name, measure in self._measures().items():
             if measure not in metrics:
                 continue
             value = metrics[measure]
-            before = self.smooth.get(measure, value)
-            share = self.settings.smoothing
-            smooth = self.smooth[measure] = share * before + (1 - share) * value
-            self.first.setdefault(measure, value)
-            limit = self._limit(name, measure)
+            smooth, limit = self._look(scores or [value]) if name == "oracle_drop" else self._follow(name, value)
             self.beyond[name] = self.beyond.get(name, 0) + 1 if _passed(name, smooth, limit) else 0
             if name != "oracle_drop":
                 self.outside[name] = _passed(name, value, limit)
@@ -80,10 +101,23 @@ class Stopping:
 
     def forget_oracle(self) -> None:
         """Begin anew with what was seen of the oracle: it is another one now."""
-        self.smooth.pop("oracle", None)
-        self.first.pop("oracle", None)
         self.beyond.pop("oracle_drop", None)
-        self.highest, self.error = float("-inf"), 0.0
+        self.looks = None
+
+    def _look(self, scores: Sequence[float]) -> tuple[float, float]:
+        """The oracle's mean, smoothed, and the least it may be."""
+        if self.looks is None:
+            self.looks = Looks(scores)
+        else:
+            self.looks.add(scores, self.settings.smoothing)
+        return statistics.fmean(self.looks.now), self.looks.least(self.settings.oracle_drop)
+
+    def _follow(self, name: str, value: float) -> tuple[float, float]:
+        """What is compared with the limit on a batch, and that limit."""
+        share, setting = self.settings.smoothing, getattr(self.settings, name)
+        smooth = self.smooth[name] = share * self.smooth.get(name, value) + (1 - share) * value
+        first = self.first.setdefault(name, value)
+        return smooth, setting * first if name in ("length", "uncertainty") else setting
 
     def _measures(self) -> dict[str, str]:
         """What each limit that is set looks at."""
@@ -91,29 +125,25 @@ class Stopping:
         told["uncertainty"] = "rewards/model_uncertainty/mean"
         return {name: measure for name, measure in told.items() if getattr(self.settings, name)}
 
-    def _limit(self, name: str, measure: str) -> float:
-        """What the measure may not pass."""
-        setting = getattr(self.settings, name)
-        if name == "oracle_drop":
-            self.highest = max(self.highest, self.smooth[measure])
-            gained = self.highest - self.first[measure]
-            return self.highest - max(setting * gained, self.error if gained < 2 * self.error else 0.0)
-        return setting * self.first[measure] if name in ("length", "uncertainty") else setting
-
-    def state_dict(self) -> dict[str, dict[str, float]]:
+    def state_dict(self) -> dict[str, dict[str, Any]]:
         """Plain numbers."""
-        oracle = {"highest": self.highest, "error": self.error} if self.highest > float("-inf") else {}
-        beyond = {name: float(value) for name, value in self.beyond.items()}
-        outside = {name: float(value) for name, value in self.outside.items()}
-        return {"smooth": self.smooth, "first": self.first, "beyond": beyond, "outside": outside, "oracle": oracle}
+        looks = {} if self.looks is None else dict(vars(self.looks))
+        return {
+            "smooth": self.smooth,
+            "first": self.first,
+            "beyond": self.beyond,
+            "outside": self.outside,
+            "looks": looks,
+        }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """From `state_dict`."""
         self.smooth, self.first = dict(state["smooth"]), dict(state["first"])
-        self.beyond = {name: int(value) for name, value in state["beyond"].items()}
-        self.outside = {name: bool(value) for name, value in state["outside"].items()}
-        self.highest = state["oracle"].get("highest", float("-inf"))
-        self.error = state["oracle"].get("error", 0.0)
+        self.beyond, self.outside = dict(state["beyond"]), dict(state["outside"])
+        self.looks = None
+        if state["looks"]:
+            self.looks = Looks(state["looks"]["first"])
+            self.looks.now, self.looks.highest = state["looks"]["now"], state["looks"]["highest"]
 
 
 def _passed(name: str, value: float, limit: float) -> bool:

@@ -1,8 +1,8 @@
 """XPO beside Online DPO where what is wanted is rare: does the bonus find it sooner?
 
 The reward is a program that the base model's answers hardly ever satisfy: of a few, the commonest that at most 2% of
-512 answers do. Labels are drawn by Bradley-Terry; 800 comparisons at most; three seeds with and without the bonus.
-About ten minutes a cell on 2 cores that multiply bf16; finished cells are kept in
+512 answers of at most 24 tokens do. Labels are drawn by Bradley-Terry; 800 comparisons at most; three seeds with and
+without the bonus. At most twenty minutes a cell on 2 cores; finished cells are kept in
 benchmarks/results/exploration.jsonl.
 """
 
@@ -17,12 +17,12 @@ from typing import Any
 
 from assay.recipes.demo import write_prompts
 from assay.report.run import RunDirectory
-from demo_world import RUNS, TOKENS, figure, over_seeds
+from demo_world import RUNS, figure, over_seeds
 from grid import fill
 from human_pairs import HERE, MODEL, run_assay
 
 WORTH, BETA, ALPHAS = 2.0, 0.1, (0.0, 1e-3)
-BATCHES, PROMPTS, TESTED = 40, 20, 200  # 800 comparisons; prompts to test on
+BATCHES, PROMPTS, TOKENS, TESTED = 40, 20, 24, 128  # 800 comparisons; prompts to test on
 FEATURES: Mapping[str, Callable[[str], bool]] = {
     "asks and exclaims": lambda text: "?" in text and "!" in text,
     "semicolon": lambda text: ";" in text,
@@ -73,9 +73,8 @@ def explore(
     args: argparse.Namespace, name: str, prompts: Mapping[str, Path], alpha: float, seed: int
 ) -> dict[str, Any]:
     """One run; how many comparisons until the feature was first seen, and how common it is in the end."""
-    run = args.run / "cell"
+    run, rule = args.run / f"alpha_{alpha:g}_{seed}", args.run / "rule.py"
     shutil.rmtree(run, ignore_errors=True)
-    rule = args.run / "rule.py"
     rule.write_text(RULE.format(name=name, here=str(HERE)))
     told = ["--run", run, "--model", MODEL, "--data.path", prompts["train"], "--rules", f"{rule}:wanted"]
     told += ["--algorithm.name", "xpo", "--algorithm.alpha", alpha, "--algorithm.beta", BETA, "--seed", seed]

@@ -1,7 +1,7 @@
 """Methods that learn from their own answers beside each other: the demo's reward, equal numbers of sampled answers.
 
-SmolLM2-135M-Instruct against the demo's audited reward model, judged by the demo's oracle on 96 held-out prompts. Each
-cell samples 12 batches of 8 prompts with 4 answers each (XPO: 2, policy and reference, on twice the batches), the
+SmolLM2-135M-Instruct against the demo's audited reward model, judged by the demo's oracle on 64 held-out prompts. Each
+cell samples 12 batches of 4 prompts with 4 answers each (XPO: 2, policy and reference, on twice the batches), the
 KL's coefficient and the learning rate are the demo's for all, none is tuned. At most twenty minutes a cell on 2 cores,
 three seeds; finished cells are kept in benchmarks/results/online_methods.jsonl, the picture goes to
 docs/online_methods.svg.
@@ -18,7 +18,7 @@ from demo_world import RUNS, half_width, over_seeds, policies
 from grid import Cell
 from human_pairs import HERE
 
-BATCHES, PROMPTS, ANSWERS = 12, 8, 4
+BATCHES, PROMPTS, ANSWERS = 12, 4, 4
 CRITIC = ("--critic.start", "reward")
 ALONE = 8  # of PPO-max's steps, on the first two batches, train the critic only
 METHODS: Mapping[str, tuple[int, tuple[str, ...]]] = {  # optimiser steps on a batch; settings
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--picture", type=Path, default=HERE.parent / "docs" / "online_methods.svg")
     options.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     options.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    options.add_argument("--num-prompts", type=int, default=96)
+    options.add_argument("--num-prompts", type=int, default=64)
     return options.parse_args()
 
 

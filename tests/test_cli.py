@@ -439,6 +439,17 @@ def test_a_termination_is_an_interrupt(monkeypatch):
     assert main(["reward"]) == 130
 
 
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [("policy", "programmatic rewards beside it"), ("reward", "opinions on one body"), ("evaluate", "what judges")],
+)
+def test_help_says_what_a_setting_is(verb, told, capsys):
+    """Also of verbs whose fields depend on a name."""
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    assert told in " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
 def test_exit_codes_are_the_documented_ones(capsys):
     main(["--help"])
     told = "0 done, 1 fault, 2 wrong input or settings, 3 refused by the gate, 130 interrupted"

@@ -146,24 +146,24 @@ class PolicyConfig(RewardUse):
     reward_weight: float = 1.0  # of the reward model in the sum
     dense: DenseSettings = field(default_factory=DenseSettings)
     cut_answers: Literal["keep", "penalty", "mask"] = "keep"  # of answers that ended by length: paid less, or not read
-    cut_penalty: float = 1.0
+    cut_penalty: float = 1.0  # what is taken from the reward of such an answer under "penalty"
     num_answers: int = 4  # per prompt
     batch_size: int = 16  # prompts (or pairs, or demonstrations) of a batch
-    steps: int = 0  # optimiser steps; 0: as `epochs` says
-    epochs: float = 1.0
+    steps: int = 0  # optimiser steps of the policy, several a batch under num_epochs; 0: as `epochs` says
+    epochs: float = 1.0  # passes over the data
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     critic: CriticSettings = field(default_factory=CriticSettings)
     reference: ReferenceSettings = field(default_factory=ReferenceSettings)
-    oracle: str = ""  # tracked beside the reward on held-out prompts, never trained on
+    oracle: str = ""  # "text", "length", reward:FOLDER or file.py:function: watched on held-out prompts
     watch: DataSettings = field(default_factory=DataSettings)  # the held-out prompts it is tracked on
-    watch_every: int = 10  # steps
+    watch_every: int = 10  # steps from one look at the oracle to the next
     stop: StopSettings = field(default_factory=StopSettings)  # limits that end the run before its last step
     ignore_gate: bool = False  # optimise against a reward that failed its audit, or has none
     optimiser: OptimiserSettings = field(default_factory=OptimiserSettings)
     lora: LoRASettings = field(default_factory=LoRASettings)
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
-    token_budget: int = 4096
-    max_tokens: int | None = None
+    token_budget: int = 4096  # tokens computed at once; changes memory and speed, never the result
+    max_tokens: int | None = None  # of a conversation in feedback, stricter than the model's context
     seed: int = 0
 
 
@@ -279,7 +279,9 @@ def config_class(verb: str, name: str | None = None) -> type:
     setting, known, usual = CHOICES[verb]
     chosen = named(setting, known, name or usual)
     fields = [(setting, chosen, field(default_factory=chosen))]
-    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, kw_only=True)
+    # where the base's source lies: `--help` tells the comments there
+    place = {name: vars(base)[name] for name in ("__module__", "__firstlineno__") if name in vars(base)}
+    return dataclasses.make_dataclass(base.__name__, fields, bases=(base,), frozen=True, kw_only=True, namespace=place)
 
 
 def named(setting: str, known: Mapping[str, type], name: str) -> type:

@@ -67,6 +67,12 @@ def test_a_run_does_not_go_on_with_another_algorithm_of_the_same_name(own, capsy
     words += ["--data.path", write(own / "prompts.jsonl", prompts(4)), "--rules", "assay.feedback.oracles:length_lover"]
     words += ["--algorithm", NAMES["policy"], "--num_answers", "2", "--sampling.max_tokens", "4"]
     assert main(words) == OK and main(words) == OK
+    (own / "elsewhere").mkdir()
+    (own / "my_algorithm.py").rename(own / "elsewhere" / "my_algorithm.py")
+    words[words.index(NAMES["policy"])] = f"elsewhere/{NAMES['policy']}"
+    assert main(words) == OK  # known by its text
+    (own / "elsewhere" / "my_algorithm.py").rename(own / "my_algorithm.py")
+    words[words.index(f"elsewhere/{NAMES['policy']}")] = NAMES["policy"]
     (own / "my_algorithm.py").write_text((own / "my_algorithm.py").read_text() + "\n# another\n")
     capsys.readouterr()
     assert main(words) == WRONG_INPUT

@@ -135,8 +135,8 @@ def check_kl(config: PolicyConfig) -> None:
         raise InputError("--algorithm.target_kl needs a coefficient to begin with: set --algorithm.kl_coef above 0")
     if "target_kl" in asked and config.critic.alone:
         raise InputError(
-            "--algorithm.target_kl with --critic.alone: the KL is 0 while the critic is trained alone, and the "
-            "coefficient would sink; leave one of them out"
+            f"--algorithm.target_kl: the KL is 0 while the critic is trained alone, here for {config.critic.alone} "
+            f"steps, and the coefficient would sink; set --critic.alone 0, or leave --algorithm.target_kl out"
         )
     if config.reference.every and getattr(algorithm, "replay", "") == "cumulative":
         raise InputError(
@@ -168,6 +168,7 @@ def identity(config: PolicyConfig) -> dict[str, Any]:
     for data in (told["data"], *told["streams"].values()):
         data.pop("path")
     told["dense"].pop("model")
+    told["algorithm"]["name"] = told["algorithm"]["name"].rpartition(":")[2]
     if (start := config.critic.start) not in ("", "policy", "reward"):
         told["critic"]["start"] = hash_of_folder(resolve_model(start).path)
     return {name: value for name, value in told.items() if name not in ELSEWHERE}

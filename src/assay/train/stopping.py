@@ -16,8 +16,8 @@ class StopSettings(Settings):
     """Limits that end a run, 0 where there is none. What they look at is smoothed, so that one odd batch does nothing.
 
     The run then keeps the weights of the best look at the oracle where `oracle_drop` is a limit, else those that last
-    sampled a batch within all limits, smoothed and not; so must the batch after a look for it to count. A gain below
-    two standard errors of a look may be noise: until there is more, one standard error may be lost.
+    sampled a batch within all limits, smoothed and not; so must the batch after a look for it to count. Looks are
+    compared prompt by prompt: a fall from the highest that may be chance is none.
     """
 
     oracle_drop: float = 0.0  # share of what the oracle gained since the start that may be lost again

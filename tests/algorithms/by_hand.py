@@ -37,9 +37,11 @@ def answers(rewards, *, width=2, lengths=None, groups=None, **columns):
     )
 
 
-def ready(algorithm, batch, *, ref=None, values=None, memory=None):
+def ready(algorithm, batch, *, old=None, ref=None, values=None, memory=None):
+    """Prepared; policy and reference are the sampler where nothing else is said."""
     same = Says(logprobs=batch.sampler_logprobs)
-    learners = {"policy": same, "reference": same if ref is None else Says(logprobs=ref), "value": Says(values=values)}
+    policy, reference = (same if said is None else Says(logprobs=said) for said in (old, ref))
+    learners = {"policy": policy, "reference": reference, "value": Says(values=values)}
     return algorithm.prepare(batch, learners, {} if memory is None else memory)
 
 

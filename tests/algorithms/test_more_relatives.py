@@ -107,6 +107,15 @@ def test_labels_are_drawn_with_bradley_terrys_probability(gap):
 
 
 @pytest.mark.parametrize("label", ["bernoulli", "argmax", "soft"])
+def test_conversations_are_equal_only_where_the_other_side_said_the_same(label):
+    """The policy wrote the same first and last token; what an environment said between is another in the first pair."""
+    batch = answers([9.0, -9.0, 9.0, -9.0], width=3, groups=[0, 0, 1, 1])
+    ids = t([[1, 2, 3], [1, 4, 3], [1, 2, 3], [1, 2, 3]]).long()
+    batch = batch.fill(ids=ids, mask=t([[1, 0, 1]] * 4).bool())
+    assert OnlineDPO(label=label).credit(batch, {}, {}).preference.tolist() == pytest.approx([1.0, 0.5], abs=1e-6)
+
+
+@pytest.mark.parametrize("label", ["bernoulli", "argmax", "soft"])
 def test_a_shift_by_prompt_changes_no_label(label):
     """A hundred prompts with a shift each, two pairs a prompt; the same dice. What is shifted within a pair does."""
     groups = [prompt for prompt in range(100) for _ in range(4)]

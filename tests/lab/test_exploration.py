@@ -6,6 +6,9 @@ import torch
 from assay.algorithms.online_dpo import OnlineDPO
 from assay.algorithms.xpo import XPO
 from assay.lab.exploration import combination_lock, explore, two_arms
+from assay.lab.rollouts import TabularRollouts
+from assay.lab.tabular import TabularModel
+from lab.training import training
 
 BETA = 0.02
 STEPS = 259  # exp(1 / (8 beta)) / 2
@@ -30,6 +33,23 @@ def test_xpo_is_not(alpha):
     regrets, furthest = explore(two_arms(BETA), XPO(beta=BETA, alpha=(alpha,)), steps=STEPS, seeds=20)
     assert stuck(regrets) <= 0.05
     assert furthest <= 1 / BETA + 1e-9
+
+
+@pytest.mark.parametrize(("alpha", "is_stuck"), [(0.0, True), (1e-2, False)])
+def test_so_it_is_in_the_loop_that_trains_language_models(alpha, is_stuck):
+    """Its replay, its drawn labels and the bound of `v_max`, one comparison a batch; one seed."""
+    torch.manual_seed(0)
+    world = two_arms(BETA)
+    model, regrets = TabularModel(world), []
+    algorithm = XPO(beta=BETA, alpha=(alpha,), v_max=1.0, num_epochs=4)
+    rollouts = TabularRollouts(model, num_prompts=1, num_answers=1, draws=algorithm.draws, seed=0)
+
+    def look(_):
+        worth = world.value(model.probabilities) - BETA * world.kl(model.probabilities)
+        regrets.append(float(BETA * world.log_normaliser(BETA)[0] - worth))
+
+    training(model, algorithm, rollouts, steps=4 * STEPS, lr=0.5).run(look)
+    assert (min(regrets) > 1 / 8) == is_stuck
 
 
 def test_on_its_own_answers_alone_online_dpo_is_stuck_too():

@@ -1,5 +1,7 @@
 """Rewards at tokens on their way into a policy: alignment, what is paid, what sums to what."""
 
+import shutil
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
@@ -162,4 +164,18 @@ def test_a_model_without_rewards_at_tokens_is_refused(drawn, tmp_path, capsys):
     words = ["policy", "--run", tmp_path, "--model", tiny_model(), "--reward", tiny_reward(), "--ignore_gate", "true"]
     words += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--algorithm.name", "ppo"]
     assert main([str(word) for word in [*words, "--dense.kind", "rewards"]]) == WRONG_INPUT
-    assert "none for its tokens" in capsys.readouterr().err
+    assert "has, as it is used here, no rewards for tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("use", ["several", "told"])
+def test_rewards_at_tokens_are_refused_where_the_use_has_none(use, dense, tmp_path, capsys):
+    """Before anything is sampled: several models have one opinion an answer, and so has one that is told principles."""
+    other = shutil.copytree(dense, tmp_path / "other")
+    told = {"several": ["--reward", f"{dense},{other}"], "told": ["--reward", dense]}[use]
+    if use == "told":
+        path = write(tmp_path / "principles.jsonl", [{"name": "brief", "text": "Be brief.", "negation": "Be long."}])
+        told += ["--principles.path", path, "--principles.told", "brief"]
+    words = ["policy", "--run", tmp_path, "--model", tiny_model(), *told, "--ignore_gate", "true"]
+    words += ["--data.path", write(tmp_path / "p.jsonl", prompts(8)), "--algorithm.name", "ppo"]
+    assert main([str(word) for word in [*words, "--dense.kind", "rewards"]]) == WRONG_INPUT
+    assert "has, as it is used here, no rewards for tokens" in capsys.readouterr().err

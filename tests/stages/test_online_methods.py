@@ -75,15 +75,16 @@ def test_a_critic_alone_leaves_the_policy_as_it_is(asked, tmp_path):
 def test_ppo_max_begins_with_its_critic(asked, tmp_path):
     """From the reward model, trained alone for 16 steps, unless it is told otherwise; plain PPO from the policy.
 
-    Where rewards are normalised it says 0 at first, which is their mean.
+    Where rewards are normalised or cut it says 0 at first; its head knows the raw ones.
     """
     assert train(tmp_path / "max", asked, "ppo_max", "--steps", "1") == OK
     rows = RunDirectory(tmp_path / "max").read_metrics("policy")
     assert len(rows) == 17 and "kl" not in rows[15] and abs(rows[16]["kl"]) < 1e-6
     assert rows[0]["value"] == 0 and rows[1]["value"] != 0
-    raw = ["--algorithm.reward_norm", "none", "--critic.alone", "1", "--steps", "1"]
-    assert train(tmp_path / "raw", asked, "ppo_max", *raw) == OK
-    assert RunDirectory(tmp_path / "raw").read_metrics("policy")[0]["value"] != 0  # as its head says
+    for norm, clip, known in (("none", "0", True), ("none", "0.8", False), ("scale", "0", False)):
+        reshaped = ["--algorithm.reward_norm", norm, "--algorithm.reward_clip", clip, "--critic.alone", "1"]
+        assert train(tmp_path / norm / clip, asked, "ppo_max", *reshaped, "--steps", "1") == OK
+        assert (RunDirectory(tmp_path / norm / clip).read_metrics("policy")[0]["value"] != 0) == known
     told = ["--critic.start", "policy", "--critic.alone", "0"]
     assert train(tmp_path / "told", asked, "ppo_max", "--steps", "1", *told) == OK
     (row,) = RunDirectory(tmp_path / "told").read_metrics("policy")
@@ -116,7 +117,7 @@ REFUSED = [
     (["ppo", "--critic.kind", "adapter"], "--lora.rank"),
     (["ppo", "--critic.kind", "shared", "--critic.lr", "0.1"], "none of its own"),
     (["nlpo", "--sampling.top_p", "0.5"], "has a cut of its own"),
-    (["ppo", "--dense.kind", "rewards"], "has one reward a conversation"),
+    (["ppo", "--dense.kind", "rewards"], "no rewards for tokens"),
     (["rloo", "--dense.kind", "rewards"], "credits whole answers"),
     (["rloo", "--stop.uncertainty", "2"], "has one opinion"),
     (["rloo", "--algorithm.kl_coef", "0", "--algorithm.track_kl", "false", "--stop.kl", "2"], "does not measure it"),

@@ -7,6 +7,7 @@ from assay.cli import OK, WRONG_INPUT, main
 from assay.engine.samples import SamplingSettings
 from assay.records import Message, Prompt, user_prompt
 from assay.report.run import RunDirectory
+from assay.rewards.apart import FaultSettings
 from assay.settings import InputError
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes, environment_at
@@ -94,6 +95,18 @@ class Unmade:
         raise OSError("no display")
 
     def step(self, messages): ...
+
+
+class Flaky(Echo):
+    """Every second call fails."""
+
+    calls = 0
+
+    def step(self, messages):
+        Flaky.calls += 1
+        if Flaky.calls % 2:
+            raise TimeoutError("busy")
+        return super().step(messages)
 
 
 class Silent:
@@ -249,6 +262,17 @@ def test_it_ends_when_the_environment_says_so_or_at_the_last_turn(sampler, game)
 def test_what_an_environment_does_wrong_is_said(name, said, sampler, game):
     with pytest.raises(InputError, match=said):
         play(sampler, game(name))
+
+
+def test_a_step_that_fails_is_asked_again(sampler, game):
+    """And the conversation is then what it would have been."""
+    place = game("Flaky")
+    tried = Episodes(sampler, environment_at(place), place, 4, FaultSettings(retries=1))
+    drawn = tried.draw(PROMPTS, 2, torch.Generator().manual_seed(0))
+    assert [r.ids for r in drawn.rollouts] == [r.ids for r in play(sampler, game("Echo")).rollouts]
+    assert tried.failed == [""] * 4
+    with pytest.raises(InputError, match="step: TimeoutError: busy"):
+        play(sampler, place)
 
 
 @pytest.mark.parametrize("name", ["rloo", "ppo", "grpo"])

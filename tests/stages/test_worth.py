@@ -14,7 +14,7 @@ from assay.algorithms.reinforce import REINFORCE
 from assay.algorithms.reinforce_pp import REINFORCEPP
 from assay.algorithms.rloo import RLOO
 from assay.cli import FAULT, OK, WRONG_INPUT, main
-from assay.config import PolicyConfig
+from assay.config import DenseSettings, PolicyConfig
 from assay.engine.samples import SamplingSettings
 from assay.records import user_prompt
 from assay.report.run import RunDirectory
@@ -22,13 +22,21 @@ from assay.rewards.apart import FaultSettings
 from assay.rewards.readout import Readout
 from assay.settings import InputError
 from assay.stages.online import Rollouts, Watch
+from assay.stages.policy import open_dense
 from assay.stages.rewarding import Dense, Rewards, load_rules
 from assay.stages.sampling import PolicySampler
 from assay.stages.turns import Episodes, environment_at
 from assay.tokens.chat import Encoder
+from assay.train.batches import Shuffled
 from tiny import PROMPTS, TokenRewards, prompts, random_network, save, tiny_model, tokenizer, write
 
-LENGTH = "def length(prompts, responses, **_):\n    return [float(len(r[-1]['content'])) for r in responses]\n"
+LENGTH = """def length(prompts, responses, **_):
+    return [float(len(r[-1]['content'])) for r in responses]
+
+
+def first(prompts, responses, **_):
+    return [float(i % 3) for i in range(len(responses))]
+"""
 GAME = '''
 class Game:
     """Pays for short turns, twice."""
@@ -42,6 +50,19 @@ class Game:
         return told, -float(len(messages[-1]["content"])), not self.left
 
 
+class Shy(Game):
+    """Breaks off where a prompt speaks of birds."""
+
+    def __init__(self, prompt, **columns):
+        super().__init__(prompt, **columns)
+        self.shy = "two birds" in prompt[0]["content"]
+
+    def step(self, messages):
+        if self.shy:
+            raise TimeoutError("gone")
+        return super().step(messages)
+
+
 class Even(Game):
     """Pays every conversation the same."""
 
@@ -50,8 +71,8 @@ class Even(Game):
 '''
 
 
-def episodes_at(sampler, place, max_turns):
-    return Episodes(sampler, environment_at(place), place, max_turns)
+def episodes_at(sampler, place, max_turns, faults=None):
+    return Episodes(sampler, environment_at(place), place, max_turns, faults)
 
 
 @pytest.fixture
@@ -78,10 +99,10 @@ class Halves(TokenRewards):
         return [torch.full((len(self.encode(conversation).ids),), 0.5) for conversation in conversations]
 
 
-def source(sampler, files, algorithm, *, weight=1.0, rules=(), game="", model=None, dense="", **settings):
-    rewards = Rewards(model, weight, load_rules([f"{files}/rules.py:{name}" for name in rules]), {})
+def source(sampler, files, algorithm, *, weight=1.0, rules=(), game="", model=None, dense="", faults=None, **settings):
+    rewards = Rewards(model, weight, load_rules([f"{files}/rules.py:{name}" for name in rules]), {}, faults)
     config = PolicyConfig(algorithm=algorithm, num_answers=3, batch_size=4, environment=game, **settings)
-    episodes = episodes_at(sampler, f"{files}/game.py:{game}", 3) if game else None
+    episodes = episodes_at(sampler, f"{files}/game.py:{game}", 3, faults) if game else None
     paid = Dense(model, dense, Encoder(tokenizer()), weight=weight) if dense else None
     return Rollouts(sampler, PROMPTS[:6], rewards, config, None, paid, episodes)
 
@@ -158,6 +179,63 @@ def test_prompts_whose_tokens_cannot_be_paid_are_left_out_too(sampler, files):
     rewards.faults = FaultSettings()
     with pytest.raises(InputError, match=r"deaf, at tokens, gives 4 of 12 answers .* no finite number"):
         made.next()
+
+
+def test_prompts_whose_environment_fails_are_left_out_too(sampler, files, capsys):
+    """Also where it is watched; without `mask` the run ends with the environment's name."""
+    birds = sum("two birds" in prompt.messages[0].content for prompt in PROMPTS[:4])
+    assert 0 < birds < 4
+    faults = FaultSettings(then="mask")
+    made = source(sampler, files, REINFORCE(), rules=["length"], game="Shy", faults=faults)
+    made.prompts = Shuffled(PROMPTS[:4], 4, seed=0)
+    batch = made.next()["main"]
+    assert len(batch.prompts) == 4 - birds and made.facts["prompts_without_rewards"] == birds
+    assert batch.token_rewards.sum(1).tolist() == pytest.approx(batch.rewards.tolist(), abs=1e-4)
+    said = capsys.readouterr().out
+    assert said.count("a prompt goes without rewards: environment") == 1 and "step: TimeoutError: gone" in said
+    episodes = episodes_at(sampler, f"{files}/game.py:Shy", 3, faults)
+    assert Watch(episodes, PROMPTS[:4], lambda asked, told: [0.0] * len(asked), seed=0).look() == {}
+    assert "--oracle: no look this time: environment" in capsys.readouterr().out
+    made = source(sampler, files, REINFORCE(), game="Shy")
+    made.prompts = Shuffled(PROMPTS[:4], 4, seed=0)
+    with pytest.raises(InputError, match=r"Shy, step: TimeoutError: gone \(or go on .*--faults.then mask\)"):
+        made.next()
+
+
+def test_attributions_count_as_much_as_the_model_does(sampler, files):
+    """A reward model whose tokens sum to its reward pays a weight of 0.5 each half, and nothing is left over."""
+
+    class Sums(Halves):
+        def outputs_encoded(self, encoded):
+            return torch.tensor([[0.5 * len(item.ids)] for item in encoded])
+
+    halves = [source(sampler, files, PPO(), weight=w, model=Sums(), dense="attributions").next() for w in (1.0, 0.5)]
+    whole, half = (batch["main"].token_rewards for batch in halves)
+    assert half.tolist() == (0.5 * whole).tolist() and (whole > 0).any()
+
+
+@pytest.mark.parametrize("dense", ["", "implicit:{0}:{0}"])
+def test_a_model_beside_the_reward_pays_in_its_own_units(dense):
+    model = Halves()
+    config = PolicyConfig(
+        algorithm=PPO(),
+        reward_weight=0.5,
+        dense=DenseSettings(kind="attributions", model=dense.format(tiny_model())),
+    )
+    paying = open_dense(config, Rewards(model, 0.5, None, {}), Encoder(tokenizer()))
+    assert paying.weight == (1.0 if dense else 0.5)
+
+
+def test_prompts_whose_answers_are_all_left_out_do_not_fill_a_batch(sampler, files):
+    """Their rewards differ, but all answers are cut: sampled on, and said."""
+    short = PolicySampler(sampler.model, sampler.encoder, SamplingSettings(max_tokens=1))
+    short.stop = ()
+    for cut_answers, rounds, equal in (("keep", 1, 0), ("mask", 4, 1)):
+        algorithm = GRPO(dynamic_sampling=True)
+        made = source(short, files, algorithm, rules=["first"], cut_answers=cut_answers)
+        made.next()
+        assert made.facts["share_cut"] == 1
+        assert (made.facts["sampling_rounds"], made.facts["frac_reward_zero_std"]) == (rounds, equal)
 
 
 def test_dynamic_sampling_sees_what_the_environment_pays(sampler, files):

@@ -44,8 +44,9 @@ class OnlineDPO(OnPolicy):
 
     def credit(self, batch: TokenBatch, learners: Learners, memory: Memory) -> TokenBatch:
         """Probabilities that each pair's first answer is preferred."""
-        counted = torch.where(batch.mask, batch.ids, -1)
-        same = (counted[0::2] == counted[1::2]).all(1)
+        there = torch.arange(batch.ids.shape[1], device=batch.ids.device) < batch.lengths[:, None]
+        said = torch.where(there, batch.ids, -1)  # also by an environment
+        same = (said[0::2] == said[1::2]).all(1)
         gap = (batch.rewards[0::2] - batch.rewards[1::2]).double()
         chance = torch.sigmoid(gap)
         if self.label != "soft":

@@ -164,7 +164,11 @@ class Lagging(Learner):
     """A copy of another learner's model that is not trained but follows it, every few steps, by some of the way."""
 
     def __init__(self, source: Learner, *, every: int, share: float = 1.0) -> None:
-        """Every `every` optimiser steps its weights become share * the source's + (1 - share) * its own."""
+        """Every `every` optimiser steps its weights become share * the source's + (1 - share) * its own.
+
+        Of adapters the factors are averaged, not their products: exact at share 1, and near it while one of them hardly
+        moves.
+        """
         super().__init__(copy.deepcopy(source.model).requires_grad_(False), token_budget=source.token_budget)
         if source.optimizer is None:
             raise ValueError("there is nothing to follow: the source is not trained")

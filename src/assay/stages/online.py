@@ -75,11 +75,20 @@ class Rollouts:
             parts.append(self._beside(name, prompts))
         drawn = Drawn.joined(parts)
         sampled = time.perf_counter()
-        scored = self._paid(drawn, self.rewards(drawn.rollouts, drawn.num))
+        scored = self._paid(drawn, self._played(self.rewards(drawn.rollouts, drawn.num), drawn.num))
         if self.dense is not None:
             scored = self.rewards.with_tokens(scored, self.dense, drawn.rollouts, drawn.num)
         self.facts = {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
         return self._without_failed(drawn, scored)
+
+    def _played(self, scored: Scored, num: int) -> Scored:
+        """Without the prompts whose environment failed in one of their conversations."""
+        if self.episodes is None:
+            return scored
+        for why in filter(None, self.episodes.failed):
+            self.rewards.note(why)
+        wrong = [any(self.episodes.failed[i - i % num :][:num]) for i in range(len(scored.failed))]
+        return replace(scored, failed=[one or other for one, other in zip(scored.failed, wrong, strict=True)])
 
     def _paid(self, drawn: Drawn, scored: Scored) -> Scored:
         """The totals with what an environment paid, less the penalty of answers that were cut."""
@@ -120,12 +129,13 @@ class Rollouts:
     def _filled(self, drawn: Drawn, scored: Scored) -> tuple[Drawn, Scored]:
         """Groups whose rewards differ, sampled on until they fill the batch; after `MOST_ROUNDS` what there is."""
         rounds, facts, seen = 1, self.facts, len(drawn.prompts)
-        kept = drawn.of_prompts(scored.differing(drawn.num)), scored.of_prompts(scored.differing(drawn.num), drawn.num)
+        differing = self._differing(drawn, scored)
+        kept = drawn.of_prompts(differing), scored.of_prompts(differing, drawn.num)
         while len(kept[0].prompts) < self.config.batch_size and rounds < MOST_ROUNDS:
             more, their = self._scored()
             rounds, seen = rounds + 1, seen + len(more.prompts)
             facts = {name: facts.get(name, 0.0) + self.facts.get(name, 0.0) for name in {**facts, **self.facts}}
-            differing = their.differing(more.num)
+            differing = self._differing(more, their)
             drawn, scored = (more, their) if more.prompts else (drawn, scored)
             kept = kept[0].together(more.of_prompts(differing)), kept[1].together(their.of_prompts(differing, more.num))
         size = min(len(kept[0].prompts), self.config.batch_size)
@@ -136,6 +146,10 @@ class Rollouts:
         if not size:
             return drawn, scored  # nothing to learn from: the batch says so in `frac_reward_zero_std`
         return kept[0].of_prompts(range(size)), kept[1].of_prompts(range(size), drawn.num)
+
+    def _differing(self, drawn: Drawn, scored: Scored) -> list[int]:
+        masks = self.config.cut_answers == "mask"
+        return scored.differing(drawn.num, [masks and rollout.stop == "length" for rollout in drawn.rollouts])
 
     def _finished(self, drawn: Drawn, scored: Scored) -> TokenBatch:
         """The batch, and what the metrics tell of it."""
@@ -231,7 +245,7 @@ class Watch:
         for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):
             generator = torch.Generator().manual_seed(self.seed + first)
             drawn = self.source.draw(self.prompts[first : first + ANSWERS_AT_ONCE], 1, generator)
-            told = self._asked(drawn)
+            told = None if self._broken() else self._asked(drawn)
             if told is None:
                 return {}
             self.scores += told
@@ -239,6 +253,13 @@ class Watch:
         error = statistics.stdev(self.scores) / math.sqrt(len(self.scores)) if len(self.scores) > 1 else 0.0
         seen = {"oracle": statistics.fmean(self.scores), "oracle_error": error}
         return {**seen, "proxy": statistics.fmean(proxy)} if proxy else seen
+
+    def _broken(self) -> bool:
+        """Whether an environment failed, and may."""
+        why = next(filter(None, self.source.failed), "") if isinstance(self.source, Episodes) else ""
+        if why:
+            say(f"--oracle: no look this time: {why}")
+        return bool(why)
 
     def _asked(self, drawn: Drawn) -> list[float] | None:
         """What the oracle says; None where it fails and may."""

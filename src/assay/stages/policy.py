@@ -20,7 +20,7 @@ from assay.records import Comparison, Demonstration, Prompt
 from assay.report.run import RunDirectory, read_json
 from assay.rewards.instructed import Instructed
 from assay.rewards.judge import CRITERION, LanguageModel, check_judge, open_judge
-from assay.rewards.model import RewardModel
+from assay.rewards.model import Reward, RewardModel
 from assay.rewards.opening import open_reward
 from assay.rewards.rules import check_columns
 from assay.settings import InputError
@@ -89,7 +89,7 @@ def run(config: PolicyConfig) -> None:
     if rewards is not None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
         if environment is not None:
-            episodes = Episodes(sampler, environment, config.environment, config.max_turns)
+            episodes = Episodes(sampler, environment, config.environment, config.max_turns, config.faults)
         for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
             prompts = readable(paying, prompts, config, sampler.context, config.data)
         prompts = judgeable(rewards.judge, prompts, config)
@@ -226,10 +226,14 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     model = open_reward(settings.model, dtype=config.dtype) if settings.model else rewards.model
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
-    if isinstance(model, RewardModel) and model.pooling is None:
-        raise InputError(f"--dense.kind: {model.name} has one reward a conversation, none for its tokens")
+    whole = isinstance(model, RewardModel) and model.pooling is None
+    if (
+        whole or type(model).token_rewards is Reward.token_rewards
+    ):  # also where principles are told, or models are several
+        raise InputError(f"--dense.kind: {model.name} has, as it is used here, no rewards for tokens")
     gamma = getattr(config.algorithm, "gamma", 1.0)
-    return Dense(model, settings.kind, encoder, gamma=gamma, weight=config.reward_weight)
+    weight = 1.0 if settings.model else config.reward_weight
+    return Dense(model, settings.kind, encoder, gamma=gamma, weight=weight)
 
 
 class Stream(NamedTuple):

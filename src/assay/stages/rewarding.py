@@ -38,10 +38,11 @@ class Scored:
     failed: list[bool]  # whether the rewards of an answer's prompt could not be had
     at_tokens: list[Tensor] = field(default_factory=list)  # what `Dense` reads at each answer's tokens, where it does
 
-    def differing(self, num: int) -> list[int]:
-        """Which prompts' `num` answers do not all have one reward."""
-        groups = [self.totals[i : i + num] for i in range(0, len(self.totals), num)]
-        return [place for place, group in enumerate(groups) if max(group) > min(group)]
+    def differing(self, num: int, left_out: Sequence[bool]) -> list[int]:
+        """Which prompts' `num` answers do not all have one reward, nor are all `left_out` of what is trained on."""
+        groups = [slice(i, i + num) for i in range(0, len(self.totals), num)]
+        teaches = [len(set(self.totals[group])) > 1 and not all(left_out[group]) for group in groups]
+        return [place for place, does in enumerate(teaches) if does]
 
     def of_prompts(self, wanted: Sequence[int], num: int) -> "Scored":
         """The answers to these prompts."""
@@ -65,7 +66,10 @@ class Dense:
     """
 
     def __init__(self, model: Reward, kind: str, encoder: Encoder, *, gamma: float = 1.0, weight: float = 1.0) -> None:
-        """`gamma` is the algorithm's: potentials shape without harm under that one alone. `weight` is of "rewards"."""
+        """`gamma` is the algorithm's: potentials shape without harm under that one alone.
+
+        `weight` is what the model's numbers count: as much as in the answers' rewards, where it gives those too.
+        """
         self.model, self.kind, self.encoder, self.gamma, self.weight = model, kind, encoder, gamma, weight
 
     def read(self, rollouts: Sequence[Rollout]) -> list[Tensor]:
@@ -79,9 +83,9 @@ class Dense:
         """[B, T] of what was read."""
         told = torch.zeros(batch.ids.shape)
         for row, values in enumerate(read):
-            told[row, : len(values)] = values
+            told[row, : len(values)] = self.weight * values
         if self.kind == "rewards":
-            return self.weight * told
+            return told
         if self.kind == "attributions":
             return redistribute(batch.rewards, told, batch.mask)
         before = told.cumsum(1) - told  # the state before a token has been paid for the ones before it
@@ -162,13 +166,13 @@ class Rewards:
                 found += score(group)
                 failed += [False] * len(group)
             except InputError as error:
-                self._note(str(error))
+                self.note(str(error))
                 found += map(instead, group)
                 failed += [True] * len(group)
         return found, failed
 
-    def _note(self, why: str) -> None:
-        """Say a new reason, the first few of them."""
+    def note(self, why: str) -> None:
+        """Say a new reason why a prompt's rewards cannot be had, the first few of them."""
         self.why = why
         if why not in self.told and len(self.told) < REASONS:
             self.told.add(why)

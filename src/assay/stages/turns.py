@@ -11,6 +11,7 @@ import torch
 from assay.engine.sample import sample
 from assay.engine.samples import Samples
 from assay.records import Message, Prompt, Rollout
+from assay.rewards.apart import FaultSettings
 from assay.rewards.rules import finite, load_object, named_fields, to_field
 from assay.settings import InputError
 from assay.stages.sampling import Drawn, PolicySampler
@@ -37,7 +38,7 @@ class _Episode:
 
     prompt: Prompt
     trunk: tuple[int, ...]
-    environment: Environment
+    environment: Environment | None = None
     ids: list[int] = field(default_factory=list)
     written: list[bool] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -46,6 +47,7 @@ class _Episode:
     turns: list[Message] = field(default_factory=list)
     stopped: bool = True
     done: bool = False
+    failed: str = ""  # why the environment could not go on
 
     def write(self, ids: Sequence[int], logprobs: Sequence[float], allowed: torch.Tensor | None, text: str) -> None:
         """A turn of the policy's."""
@@ -77,8 +79,18 @@ def environment_at(place: str) -> Callable[..., Environment]:
 class Episodes:
     """Plays conversations: the policy writes, the environment answers, up to `max_turns` turns of the policy's."""
 
-    def __init__(self, sampler: PolicySampler, make: Callable[..., Environment], name: str, max_turns: int) -> None:
+    def __init__(
+        self,
+        sampler: PolicySampler,
+        make: Callable[..., Environment],
+        name: str,
+        max_turns: int,
+        faults: FaultSettings | None = None,
+    ) -> None:
+        """Under `faults` a step that fails is asked again; what fails for good ends the run, or its conversation."""
         self.sampler, self.make, self.name, self.max_turns = sampler, make, name, max_turns
+        self.faults = faults or FaultSettings()
+        self.failed: list[str] = []  # of each conversation last drawn, why it failed; "" where it did not
 
     def draw(self, prompts: Sequence[Prompt], num: int, generator: torch.Generator) -> Drawn:
         """`num` conversations from each prompt; the first turns of a prompt share its computation."""
@@ -95,6 +107,7 @@ class Episodes:
             if all(episode.done for episode in episodes):
                 break
             self._go_on(episodes, torch.Generator().manual_seed(seed))
+        self.failed = [episode.failed for episode in episodes]
         return Drawn(tuple(map(_rollout, episodes)), first.prompts, _samples(episodes), num, num)
 
     def _go_on(self, episodes: Sequence[_Episode], generator: torch.Generator) -> None:
@@ -108,14 +121,22 @@ class Episodes:
         self._written(live, drawn)
 
     def _begin(self, prompt: Prompt, trunk: tuple[int, ...]) -> _Episode:
+        episode = _Episode(prompt, trunk)
         try:
             asked = list(inspect.signature(self.make).parameters)[1:]  # the first is the prompt
             named = {name: value for name, value in named_fields(prompt).items() if name in asked}
             # copies, for each conversation may change its own
             messages, columns = copy.deepcopy((to_field(prompt.messages), {**named, **prompt.meta}))
-            return _Episode(prompt, trunk, self.make(messages, **columns))
+            episode.environment = self.make(messages, **columns)
         except (Exception, SystemExit) as error:
-            raise InputError(f"environment {self.name} cannot be made: {type(error).__name__}: {error}") from error
+            self._fails(episode, f"environment {self.name} cannot be made: {type(error).__name__}: {error}")
+        return episode
+
+    def _fails(self, episode: _Episode, why: str) -> None:
+        """The end of the run, or of this conversation."""
+        if self.faults.then == "stop":
+            raise InputError(f"{why} (or go on without such prompts: --faults.then mask)")
+        episode.done, episode.failed = True, why
 
     def _written(self, episodes: Sequence[_Episode], drawn: Samples) -> None:
         allowed = drawn.columns.get("allowed")
@@ -127,8 +148,11 @@ class Episodes:
 
     def _answer(self, episode: _Episode, *, last: bool) -> None:
         """The environment's turn; the conversation ends when it says so, at the last turn, and where room runs out."""
-        messages = [copy.deepcopy(message.to_json()) for message in (*episode.prompt.messages, *episode.turns)]
-        turns, reward, done = self._step(episode, messages)
+        try:
+            turns, reward, done = self.faults.tried(lambda: self._step(episode))
+        except InputError as error:
+            self._fails(episode, str(error))
+            return
         episode.paid[-1] += reward
         episode.done = done or last or not episode.stopped
         if episode.done:
@@ -140,8 +164,10 @@ class Episodes:
             return
         episode.hear(ids, turns)
 
-    def _step(self, episode: _Episode, messages: list[dict[str, Any]]) -> tuple[tuple[Message, ...], float, bool]:
+    def _step(self, episode: _Episode) -> tuple[tuple[Message, ...], float, bool]:
         """What the environment said, checked."""
+        assert episode.environment is not None
+        messages = [copy.deepcopy(message.to_json()) for message in (*episode.prompt.messages, *episode.turns)]
         try:
             turns, reward, done = episode.environment.step(messages)
             told = tuple(self._blanked(Message.from_json(turn)) for turn in turns)

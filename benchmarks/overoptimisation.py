@@ -7,6 +7,7 @@ finished cells are kept in benchmarks/results/overoptimisation.jsonl.
 """
 
 import argparse
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ def table(lines: list[dict[str, Any]]) -> None:
     for line in lines:
         record = line["record"]
         curve = [row for row in record["curve"] if "oracle" in row]
-        looks = [(row["step"], row["oracle"], row["proxy"], row.get("kl", 0.0)) for row in curve]
+        looks = [(row["step"], row["oracle"], row.get("proxy", math.nan), row.get("kl", 0.0)) for row in curve]
         best = max(looks, key=lambda look: look[1])
         print(f"{line['cell']}: best look {best[1]:.3f} after step {best[0]}")
         print("  step  oracle   proxy      KL")

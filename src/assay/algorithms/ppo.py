@@ -51,6 +51,11 @@ class PPO(A2C):
             return batch
         return batch.fill(advantages=batch.advantages.clamp(-self.advantage_clip, self.advantage_clip))
 
+    @property
+    def reshapes(self) -> bool:
+        """Whether rewards are made into others."""
+        return self.reward_norm != "none" or self.reward_clip > 0
+
     def shaped_rewards(self, batch: TokenBatch, memory: Memory) -> Tensor:
         """Rewards normalised over history, and cut."""
         rewards = batch.rewards

@@ -97,9 +97,7 @@ def open_critic(config: PolicyConfig, reward: str, encoder: Encoder) -> Model | 
             f"ids mean different words; start the critic from another model"
         )
     critic = load_critic(source, dtype=config.dtype, lora=config.lora)
-    algorithm = config.algorithm
-    reshaped = getattr(algorithm, "reward_norm", "none") != "none" or getattr(algorithm, "reward_clip", 0)
-    if config.critic.start == "reward" and reshaped:
+    if config.critic.start == "reward" and getattr(config.algorithm, "reshapes", False):
         for p in critic.head("value").parameters():
             torch.nn.init.zeros_(p)  # the raw reward is on another scale than what it is made into
     return critic

@@ -75,20 +75,18 @@ class Rollouts:
             parts.append(self._beside(name, prompts))
         drawn = Drawn.joined(parts)
         sampled = time.perf_counter()
-        scored = self._paid(drawn, self._played(self.rewards(drawn.rollouts, drawn.num), drawn.num))
+        scored = self._paid(drawn, self._played(drawn, self.rewards(drawn.rollouts, drawn.num)))
         if self.dense is not None:
             scored = self.rewards.with_tokens(scored, self.dense, drawn.rollouts, drawn.num)
         self.facts = {"seconds_sampling": sampled - began, "seconds_scoring": time.perf_counter() - sampled}
         return self._without_failed(drawn, scored)
 
-    def _played(self, scored: Scored, num: int) -> Scored:
-        """Without the prompts whose environment failed in one of their conversations."""
-        if self.episodes is None:
-            return scored
-        for why in filter(None, self.episodes.failed):
+    def _played(self, drawn: Drawn, scored: Scored) -> Scored:
+        """A prompt has failed too where an environment broke off one of its conversations."""
+        for why in filter(None, drawn.failed):
             self.rewards.note(why)
-        wrong = [any(self.episodes.failed[i - i % num :][:num]) for i in range(len(scored.failed))]
-        return replace(scored, failed=[one or other for one, other in zip(scored.failed, wrong, strict=True)])
+        wrong = {row // drawn.num for row, why in enumerate(drawn.failed) if why}
+        return replace(scored, failed=[was or row // drawn.num in wrong for row, was in enumerate(scored.failed)])
 
     def _paid(self, drawn: Drawn, scored: Scored) -> Scored:
         """The totals with what an environment paid, less the penalty of answers that were cut."""
@@ -148,6 +146,7 @@ class Rollouts:
         return kept[0].of_prompts(range(size)), kept[1].of_prompts(range(size), drawn.num)
 
     def _differing(self, drawn: Drawn, scored: Scored) -> list[int]:
+        """Prompts that teach something."""
         masks = self.config.cut_answers == "mask"
         return scored.differing(drawn.num, [masks and rollout.stop == "length" for rollout in drawn.rollouts])
 
@@ -245,7 +244,7 @@ class Watch:
         for first in range(0, len(self.prompts), ANSWERS_AT_ONCE):
             generator = torch.Generator().manual_seed(self.seed + first)
             drawn = self.source.draw(self.prompts[first : first + ANSWERS_AT_ONCE], 1, generator)
-            told = None if self._broken() else self._asked(drawn)
+            told = self._asked(drawn)
             if told is None:
                 return {}
             self.scores += told
@@ -254,15 +253,11 @@ class Watch:
         seen = {"oracle": statistics.fmean(self.scores), "oracle_error": error}
         return {**seen, "proxy": statistics.fmean(proxy)} if proxy else seen
 
-    def _broken(self) -> bool:
-        """Whether an environment failed, and may."""
-        why = next(filter(None, self.source.failed), "") if isinstance(self.source, Episodes) else ""
-        if why:
-            say(f"--oracle: no look this time: {why}")
-        return bool(why)
-
     def _asked(self, drawn: Drawn) -> list[float] | None:
-        """What the oracle says; None where it fails and may."""
+        """What the oracle says; None where it fails and may, or an environment did."""
+        if why := next(filter(None, drawn.failed), ""):
+            say(f"--oracle: no look this time: {why}")
+            return None
         try:
             return self.oracle([r.prompt for r in drawn.rollouts], [r.response for r in drawn.rollouts])
         except InputError as error:

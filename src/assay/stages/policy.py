@@ -227,9 +227,7 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
     whole = isinstance(model, RewardModel) and model.pooling is None
-    if (
-        whole or type(model).token_rewards is Reward.token_rewards
-    ):  # also where principles are told, or models are several
+    if whole or type(model).token_rewards is Reward.token_rewards:  # the latter: principles are told, models several
         raise InputError(f"--dense.kind: {model.name} has, as it is used here, no rewards for tokens")
     gamma = getattr(config.algorithm, "gamma", 1.0)
     weight = 1.0 if settings.model else config.reward_weight

@@ -78,8 +78,7 @@ def check_tokens_paid(config: PolicyConfig) -> None:
             f"--dense.kind {kind}: {algorithm.name} credits whole answers; reinforce, reinforce_pp and those with a "
             f"critic credit tokens"
         )
-    shaped = getattr(algorithm, "reward_norm", "none") != "none" or getattr(algorithm, "reward_clip", 0)
-    if (kind or config.environment) and shaped:
+    if (kind or config.environment) and getattr(algorithm, "reshapes", False):
         raise InputError(
             f"--algorithm.reward_norm and .reward_clip of {algorithm.name} are about rewards of whole answers: where "
             f"tokens are paid set them to none and 0"

@@ -29,7 +29,8 @@ ANSWERS_AT_ONCE = 192  # rows of one decoding step: enough to be busy, few enoug
 class Drawn:
     """Rollouts and the tensors behind them, in one order: `num` answers to each prompt, side by side.
 
-    `own` of them, the first, are the policy's; then comes one of each further source.
+    `own` of them, the first, are the policy's; then comes one of each further source. `failed` says of conversations
+    with an environment why it broke off, "" where it did not.
     """
 
     rollouts: tuple[Rollout, ...]
@@ -37,6 +38,7 @@ class Drawn:
     samples: Samples
     num: int
     own: int
+    failed: tuple[str, ...] = ()
 
     @classmethod
     def joined(cls, parts: Sequence["Drawn"]) -> "Drawn":

@@ -90,7 +90,6 @@ class Episodes:
         """Under `faults` a step that fails is asked again; what fails for good ends the run, or its conversation."""
         self.sampler, self.make, self.name, self.max_turns = sampler, make, name, max_turns
         self.faults = faults or FaultSettings()
-        self.failed: list[str] = []  # of each conversation last drawn, why it failed; "" where it did not
 
     def draw(self, prompts: Sequence[Prompt], num: int, generator: torch.Generator) -> Drawn:
         """`num` conversations from each prompt; the first turns of a prompt share its computation."""
@@ -107,8 +106,8 @@ class Episodes:
             if all(episode.done for episode in episodes):
                 break
             self._go_on(episodes, torch.Generator().manual_seed(seed))
-        self.failed = [episode.failed for episode in episodes]
-        return Drawn(tuple(map(_rollout, episodes)), first.prompts, _samples(episodes), num, num)
+        failed = tuple(episode.failed for episode in episodes)
+        return Drawn(tuple(map(_rollout, episodes)), first.prompts, _samples(episodes), num, num, failed)
 
     def _go_on(self, episodes: Sequence[_Episode], generator: torch.Generator) -> None:
         """The policy's next turn; its draws are those of the conversation's place, whoever else still talks."""

@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from assay.settings import InputError, Settings
@@ -46,11 +46,13 @@ class StopSettings(Settings):
         return bool(self.oracle_drop) or self.of_batches
 
 
+@dataclass(slots=True)
 class Looks:
     """What an oracle said of the watched prompts: at first, now and at its highest, the latter two smoothed."""
 
-    def __init__(self, first: Sequence[float]) -> None:
-        self.first = self.now = self.highest = list(first)
+    first: list[float]
+    now: list[float]
+    highest: list[float]
 
     def add(self, scores: Sequence[float], smoothing: float) -> None:
         """A further look at the same prompts."""
@@ -107,7 +109,7 @@ class Stopping:
     def _look(self, scores: Sequence[float]) -> tuple[float, float]:
         """The oracle's mean, smoothed, and the least it may be."""
         if self.looks is None:
-            self.looks = Looks(scores)
+            self.looks = Looks(*[list(scores)] * 3)
         else:
             self.looks.add(scores, self.settings.smoothing)
         return statistics.fmean(self.looks.now), self.looks.least(self.settings.oracle_drop)
@@ -127,23 +129,14 @@ class Stopping:
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
         """Plain numbers."""
-        looks = {} if self.looks is None else dict(vars(self.looks))
-        return {
-            "smooth": self.smooth,
-            "first": self.first,
-            "beyond": self.beyond,
-            "outside": self.outside,
-            "looks": looks,
-        }
+        counted = {"smooth": self.smooth, "first": self.first, "beyond": self.beyond, "outside": self.outside}
+        return {**counted, "looks": {} if self.looks is None else asdict(self.looks)}
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """From `state_dict`."""
         self.smooth, self.first = dict(state["smooth"]), dict(state["first"])
         self.beyond, self.outside = dict(state["beyond"]), dict(state["outside"])
-        self.looks = None
-        if state["looks"]:
-            self.looks = Looks(state["looks"]["first"])
-            self.looks.now, self.looks.highest = state["looks"]["now"], state["looks"]["highest"]
+        self.looks = Looks(**state["looks"]) if state["looks"] else None
 
 
 def _passed(name: str, value: float, limit: float) -> bool:

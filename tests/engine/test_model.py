@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from assay.engine import load
 from assay.engine.model import Model, context
 from assay.engine.optimizer import FlatAdamW
 from assay.settings import InputError
@@ -59,3 +60,19 @@ def test_optimiser_state_that_does_not_fit_is_refused():
 def test_a_missing_head_is_named():
     with pytest.raises(KeyError, match="no value head"):
         Model(tiny("llama")).head("value")
+
+
+@pytest.mark.parametrize(
+    ("multiplies", "bf16_seconds", "expected"),
+    [(True, 0.5, torch.bfloat16), (True, 2.0, torch.float32), (False, 0.5, torch.float32)],
+)
+def test_models_compute_in_bf16_where_the_processor_is_faster_at_it(multiplies, bf16_seconds, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies)
+    monkeypatch.setattr(load, "_product_seconds", lambda dtype: bf16_seconds if dtype == torch.bfloat16 else 1.0)
+    load._processor_prefers_bf16.cache_clear()
+    try:
+        assert load.compute_dtype("auto", torch.device("cpu")) == expected
+        assert load.compute_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    finally:
+        load._processor_prefers_bf16.cache_clear()

@@ -149,10 +149,23 @@ def test_an_answer_that_no_end_of_sequence_closes_is_not_cut():
 
 def test_a_template_that_rewrites_earlier_turns_is_refused():
     template = SHORT.replace("CONTENT", "(m.content if loop.last else m.content[:1])")
-    with pytest.raises(InputError, match="renders earlier turns differently once later ones follow"):
+    with pytest.raises(InputError, match=r"renders earlier turns differently once later ones follow.*renders '<\|im"):
         encoder(template).completion(
             user("Hi."), turns(("assistant", "One."), ("user", "More."), ("assistant", "Two."))
         )
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_a_template_that_leaves_a_message_out_is_refused_with_what_it_renders(role):
+    template = SHORT.replace("CONTENT", f"('' if m.role == '{role}' else m.content)")
+    prompt = Prompt(messages=turns(("system", "Be kind."), ("user", "Hi.")))
+    with pytest.raises(InputError, match=rf"leaves out what the {role} says; it renders '<\|im_start\|>system"):
+        encoder(template).prompt(prompt)
+
+
+def test_a_template_may_change_what_is_said():
+    words = encoder(SHORT.replace("CONTENT", "m.content | upper"))
+    assert show(words.prompt(user("Hi there."))).startswith("<|im_start|>user\nHI THERE.")
 
 
 def test_without_a_template_messages_are_refused_and_text_is_not():

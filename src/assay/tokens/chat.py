@@ -7,7 +7,7 @@ whole text. Where a tokenizer or template merges across that place, the answer g
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -86,7 +86,8 @@ class Encoder:
         after = self._render(prompt, (*response, *more), generate=True)
         if prompt.is_text or not after.startswith(before):
             raise InputError(
-                f"prompt {prompt.id}: the chat template does not go on where a turn ended: no several turns"
+                f"prompt {prompt.id}: the chat template does not go on where a turn ended: no several turns; "
+                f"it renders {_shown(before)}, and then {_shown(after)}"
             )
         return (*self.suffix(prompt), *self._ids(after[len(before) :]))
 
@@ -182,7 +183,8 @@ class Encoder:
             if not text.startswith(written):
                 raise InputError(
                     f"prompt {prompt.id}: the chat template renders earlier turns differently once later ones follow, "
-                    f"so what the assistant wrote cannot be told apart; split the conversation into one turn each"
+                    f"so what the assistant wrote cannot be told apart; split the conversation into one turn each; "
+                    f"it renders {_shown(written)}, and with what follows {_shown(text)}"
                 )
             spans.append(self._turn(before, written, message.content.strip()))
         return self._spans(spans, text)[skip:]
@@ -233,14 +235,31 @@ class Encoder:
                     f"prompt {prompt.id}: the {message.role}'s text contains {found}, which the tokenizer reads as a "
                     f"special token; take it out of the data"
                 )
-        messages = [message.to_json() for message in (*prompt.messages, *response)]
+        text = self._apply(prompt, (*prompt.messages, *response), generate)
+        for index, message in enumerate(() if response else prompt.messages):
+            if message.content.strip() in text:
+                continue
+            other = replace(message, content=message.content + " And more.")
+            changed = (*prompt.messages[:index], other, *prompt.messages[index + 1 :])
+            if self._apply(prompt, changed, generate) == text:
+                raise InputError(
+                    f"prompt {prompt.id}: the chat template leaves out what the {message.role} says; it renders "
+                    f"{_shown(text)}; take it out of the data, or give a model whose template has a place for it"
+                )
+        return text
+
+    def _apply(self, prompt: Prompt, messages: Sequence[Message], generate: bool) -> str:
         told = {**prompt.template_kwargs, "tokenize": False, "add_generation_prompt": generate}
+        tools = [dict(tool) for tool in prompt.tools] or None
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, tools=[dict(tool) for tool in prompt.tools] or None, **told
-            )
+            return self.tokenizer.apply_chat_template([message.to_json() for message in messages], tools=tools, **told)
         except (TemplateError, TypeError, ValueError) as error:
             raise InputError(f"prompt {prompt.id}: the chat template refuses it: {error}") from error
+
+
+def _shown(text: str) -> str:
+    """A rendered text for a message: quoted, its middle left out where it is long."""
+    return repr(text if len(text) <= 400 else f"{text[:200]} [...] {text[-200:]}")
 
 
 def _plain(messages: Sequence[Message]) -> str:

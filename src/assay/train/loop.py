@@ -17,6 +17,7 @@ from assay.engine.learner import Lagging, Learner
 from assay.settings import InputError, Settings
 from assay.train.batches import Batches, Stateful
 from assay.train.buffer import Buffer, Streams, flat
+from assay.train.interrupts import Interrupts
 from assay.train.schedule import Schedule, learning_rate
 
 
@@ -105,16 +106,25 @@ class Training:
         return save_checkpoint(self.folder, self.step, tensors, kept, self.checkpoints.keep)
 
     def run(self, report: Report, *, until: int | None = None) -> None:
-        """Train up to `num_steps`, or `until`; `report` gets each step's metrics."""
+        """Train up to `num_steps`, or `until`; `report` gets each step's metrics.
+
+        Ctrl-C or SIGTERM raises KeyboardInterrupt when the step is finished and saved, at once where none is to be.
+        """
         last = self.num_steps if until is None else min(until, self.num_steps)
-        while self.step < last and not self.stopped:
-            began = time.perf_counter()
-            metrics = self.one_step()
-            metrics["seconds"] = time.perf_counter() - began
-            self.step += 1
-            report({"step": self.step, **metrics})
-            if self.checkpoints.every and self.step % self.checkpoints.every == 0 and self.step < self.num_steps:
-                self.save()
+        every = self.checkpoints.every
+        with Interrupts(saving=every > 0) as interrupts:
+            while self.step < last and not self.stopped:
+                began = time.perf_counter()
+                metrics = self.one_step()
+                metrics["seconds"] = time.perf_counter() - began
+                self.step += 1
+                report({"step": self.step, **metrics})
+                if interrupts.asked or (every and self.step % every == 0 and self.step < self.num_steps):
+                    self.save()
+                if interrupts.asked:
+                    break
+        if interrupts.asked:
+            raise KeyboardInterrupt
 
     def one_step(self) -> dict[str, float]:
         """Batch, prepare, gradient, update."""

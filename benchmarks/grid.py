@@ -45,10 +45,13 @@ def _machine() -> dict[str, Any]:
     """
     import torch
 
-    from assay.engine.load import best_device, compute_dtype
+    from assay.engine.load import computed_in
 
-    dtype = str(compute_dtype("auto", best_device())).removeprefix("torch.")
-    return {"dtype": dtype, "threads": torch.get_num_threads(), "core_seconds": round(sum(os.times()[:4]))}
+    return {
+        "dtype": computed_in("auto"),
+        "threads": torch.get_num_threads(),
+        "core_seconds": round(sum(os.times()[:4])),
+    }
 
 
 def _apart(compute: Callable[[Cell], dict[str, Any]], cell: Cell) -> dict[str, Any]:

@@ -128,6 +128,28 @@ def test_a_second_save_of_a_step_never_leaves_a_moment_without(tmp_path, monkeyp
     assert load_checkpoint(tmp_path).step == 2 and steps(tmp_path) == ["step-2"]
 
 
+@pytest.mark.parametrize("cleans_up", [True, False], ids=["exception", "kill"])
+def test_another_state_of_a_step_that_dies_anywhere_leaves_either(tmp_path, monkeypatch, cleans_up):
+    seen = set()
+    for kill_at in range(1, 40):
+        folder = tmp_path / str(kill_at)
+        save(folder, 2)
+        with monkeypatch.context() as patch:
+            each_write(patch, kill_at, cleans_up=cleans_up)
+            try:
+                save_checkpoint(folder, 2, {"weights": torch.zeros(1)}, {})
+                died = False
+            except Killed:
+                died = True
+        found = load_checkpoint(folder)
+        assert found is not None and found.step == 2
+        seen.add(len(found.tensors["weights"]))
+        assert [name for name in steps(folder) if not name.startswith(".step-")] == ["step-2"]
+        if not died:
+            break
+    assert seen == {1, 3} and not died
+
+
 @pytest.mark.parametrize(
     "keep, left", [(1, ["step-8"]), (2, ["step-6", "step-8"]), (9, ["step-2", "step-4", "step-6", "step-8"])]
 )

@@ -1,5 +1,7 @@
 """Programmatic rewards that raise, hang, die or return nonsense, in a process of their own."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -29,6 +31,11 @@ def hangs(prompts, responses, **columns):
 def starts_what_hangs(prompts, responses, **columns):
     subprocess.run([sys.executable, "-c", "import os, sys, time; print(os.getpid(), file=sys.stderr); "
                     f"open({os.environ['PID']!r}, 'w').write(str(os.getpid())); time.sleep(600)"])
+    return [1.0] * len(responses)
+
+def starts_what_stays(prompts, responses, **columns):
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    open(os.environ["PID"], "w").write(str(started.pid))
     return [1.0] * len(responses)
 
 def counts_on(prompts, responses, **columns):
@@ -207,6 +214,24 @@ def test_a_process_that_dies_is_told_of(places):
 def test_a_wrong_number_of_rewards_is_an_error(places):
     with pytest.raises(InputError, match="'short' must return 2 finite numbers, one per response; got 1"):
         rewards(places("short"), timeout=0)(rollouts("a", "b"), 2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_job_leaves_its_end_to_the_parent(places, number):
+    """What a reward starts then can be ended by signals as ever."""
+    source = rewards(places("length"))
+    source(rollouts("a"), 1)
+    source.rules.process.send_signal(number)
+    assert source(rollouts("abc"), 1).totals == [3.0]
+    source.rules.close()
+
+
+def test_what_a_reward_left_running_ends_with_a_parent_that_ends_well(places, tmp_path):
+    asks = "from assay.rewards.rules import combine\nfrom assay.rewards.apart import Apart\n"
+    asks += f"places = {places('starts_what_stays')!r}\n"
+    asks += "Apart(combine([(1.0, places[0])]), places, 60.0).score_parts(['a'], ['b'])\n"
+    subprocess.run([sys.executable, "-c", asks], check=True, env={**os.environ, "PID": str(tmp_path / "pid")})
+    assert _soon(lambda: not _alive(int((tmp_path / "pid").read_text())))
 
 
 def test_its_process_ends_with_the_one_that_started_it(tmp_path):

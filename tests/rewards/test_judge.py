@@ -3,6 +3,7 @@
 import json
 import math
 import threading
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
@@ -241,6 +242,15 @@ def test_a_server_that_stays_busy_is_an_error(serve):
     with pytest.raises(InputError, match=r"gave no answer in 5 attempts .429"):
         Endpoint("m", base_url=address, wait=0.001).ask("A or B?")
     assert len(seen) == endpoint.ATTEMPTS
+
+
+def test_after_one_error_the_other_questions_are_not_asked_again(serve):
+    """Else Ctrl-C, or a refusal, would wait for all their attempts."""
+    address, _ = serve(lambda told, n: (401, "no") if told["messages"][0]["content"] == "first" else (503, "busy"))
+    began = time.monotonic()
+    with pytest.raises(InputError, match="refused"):
+        Endpoint("m", base_url=address, wait=5.0)(["first", "second", "third"])
+    assert time.monotonic() - began < 5
 
 
 def test_a_refusal_is_an_error_at_once(serve):

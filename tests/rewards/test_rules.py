@@ -1,3 +1,5 @@
+import asyncio
+import os
 import subprocess
 import sys
 from fractions import Fraction
@@ -61,12 +63,31 @@ def test_a_function_gets_what_its_signature_asks_for() -> None:
         (np.ones((2, 1)), "got an array of shape (2, 1)"),
         ({0: 1.0, 1: 2.0}, "got dict"),
         (np.array([True, False]), "got bool True for response 0"),
+        ([1.0, -1e20], "got -1e+20 for response 1, whose square is beyond"),
     ],
 )
 def test_wrong_returns_name_function_expected_and_got(result: Any, got: str) -> None:
     message = said(Rule(lambda prompts, responses: result, "mine"), ["p", "q"], ["a", "b"])
     assert message.startswith("reward function 'mine' must return 2 finite numbers, one per response; got")
     assert got in message
+
+
+def test_a_function_that_goes_elsewhere_does_not_take_the_run_with_it(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "box").mkdir()
+
+    def goes(prompts, responses):
+        os.chdir("box")
+        return [1.0] * len(responses)
+
+    assert Rule(goes)(["p"], ["a"]) == [1.0] and Path.cwd() == tmp_path
+
+
+def test_a_task_that_was_cancelled_is_a_failure_like_others() -> None:
+    async def cancelled(prompts, responses):
+        raise asyncio.CancelledError
+
+    assert "'cancelled' failed on 1 responses: CancelledError" in said(Rule(cancelled), ["p"], ["a"])
 
 
 def test_tensors_are_refused_with_advice() -> None:

@@ -9,7 +9,7 @@ from assay.cli import OK, WRONG_INPUT, main
 from assay.feedback.read import read_comparisons
 from assay.records import reply
 from assay.report.run import read_json
-from assay.rewards.judge import CRITERION, open_judge
+from assay.rewards.judge import CRITERION, LanguageModel, open_judge
 from tiny import demonstrations, pairs, prompts, tiny_model, write
 
 COMMON = ["--dtype", "float32", "--judge", tiny_model(), "--model", tiny_model()]
@@ -50,6 +50,13 @@ def test_sampled_pairs_are_labelled(tmp_path):
     assert collect(tmp_path / "run", *words) == OK
     found = read_comparisons(tmp_path / "run" / "feedback.jsonl").records
     assert found and all(0 < c.preference < 1 and c.meta["criterion"] == CRITERION for c in found)
+
+
+def test_a_judge_without_a_finite_opinion_is_an_error(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(LanguageModel, "__call__", lambda self, questions: torch.full((len(questions),), torch.nan))
+    data = write(tmp_path / "pairs.jsonl", pairs(3))
+    assert collect(tmp_path / "run", "--feedback.path", data) == WRONG_INPUT
+    assert "gives 3 of 3 answers a reward that is no finite number" in capsys.readouterr().err
 
 
 def test_pairs_that_the_judge_cannot_read_are_refused_or_dropped(tmp_path, capsys):

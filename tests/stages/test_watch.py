@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from assay.algorithms.rloo import RLOO
-from assay.cli import INTERRUPTED, OK, main
+from assay.cli import INTERRUPTED, OK, WRONG_INPUT, main
 from assay.config import PolicyConfig
 from assay.engine.sample import sample
 from assay.engine.samples import SamplingSettings
@@ -180,6 +180,24 @@ def test_watched_prompts_that_the_oracle_cannot_read_are_told_before_training(tm
     watched = write(tmp_path / "watched.jsonl", rows)
     said = refused(*command(tmp_path, *words, "--watch.path", watched))
     assert "watched.jsonl: 1 of 2 records are longer than" in said and "--watch.too_long skip" in said
+
+
+def test_an_oracle_that_fails_at_the_end_does_not_cost_the_run(tmp_path, rules):
+    """It is asked again when the run goes on, and of the same policy."""
+    oracle = "def down(prompts, responses, **_):\n"
+    oracle += f"    if len(open({str(tmp_path / 'run/metrics.jsonl')!r}).readlines()) == FAILS:\n"
+    oracle += "        raise OSError('no route')\n    return [float(len(r[-1]['content'])) for r in responses]\n"
+    words = ["--rules", f"{rules}:length", "--checkpoints.every", 50, "--oracle", f"{tmp_path}/oracle.py:down"]
+    found = []
+    for fails, code in [(6, WRONG_INPUT), (99, OK)]:  # lines before the look of step 6
+        (tmp_path / "oracle.py").write_text(f"FAILS = {fails}\n{oracle}")
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / "metrics.jsonl").touch()
+        assert main(command(tmp_path, *words)) == code
+        found.append(RunDirectory(tmp_path / "run").read_metrics("policy"))
+    assert [row["step"] for row in found[0]] == [0, 1, 2, 3, 4, 5]
+    assert [row["step"] for row in found[1]] == [0, 1, 2, 3, 4, 5, 6] and "oracle" in found[1][-1]
+    assert found[1][:6] == found[0] and (tmp_path / "run" / "policy" / "model.safetensors").exists()
 
 
 def test_with_another_oracle_a_run_goes_on_and_counts_anew(tmp_path, rules, monkeypatch):

@@ -75,6 +75,31 @@ def test_every_0_saves_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["batches", "report"])
+def test_an_error_outside_of_the_update_does_not_cost_what_was_trained(tmp_path, place):
+    """As by a reward or an oracle behind an address. The run goes on to the same weights, and tells every step once."""
+    whole, run = training(tmp_path / "whole"), training(tmp_path / "run", every=50)
+    whole.run(lambda _: None)
+    seen, fetch = [], run.batches.next
+
+    def fails(row=None):
+        if run.step == 3:
+            raise InputError("no answer")
+        return fetch() if row is None else seen.append(row["step"])
+
+    report = fails if place == "report" else lambda row: seen.append(row["step"])
+    if place == "batches":
+        run.batches.next = fails
+    with pytest.raises(InputError):
+        run.run(report)
+    again = training(tmp_path / "run", every=50)
+    assert again.resume() and again.step == 3 and again.told == len(seen) == (2 if place == "report" else 3)
+    again.run(lambda row: seen.append(row["step"]))
+    assert seen == [1, 2, 3, 4, 5]
+    ours, theirs = (r.learners["policy"].model.network.state_dict() for r in (again, whole))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 def test_until_stops_early(tmp_path):
     run = training(tmp_path)
     run.run(lambda _: None, until=3)

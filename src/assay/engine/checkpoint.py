@@ -22,6 +22,7 @@ from assay.settings import InputError
 logger = logging.getLogger("assay")
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
+REPLACED = ".replaced-"  # before the step, while another checkpoint of it takes its place
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +39,13 @@ def save_checkpoint(
 ) -> Path:
     """Write `folder/step-N`, then remove all but the newest `keep`. Raises OSError if the disk is too full."""
     folder.mkdir(parents=True, exist_ok=True)
+    _mend(folder)
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left)  # a save that was killed
     needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(f"{folder}: a checkpoint needs {needed:,} bytes and {free:,} are free; the older one is intact")
-    for left in folder.glob(".step-*"):
-        shutil.rmtree(left)  # a save that was killed
     place = folder / f".step-{step}"
     place.mkdir()
     try:
@@ -57,16 +59,30 @@ def save_checkpoint(
         _sync(place)
         final = folder / f"step-{step}"
         if (final / MANIFEST).exists() and (final / MANIFEST).read_text() == json.dumps(sums, indent=1):
-            shutil.rmtree(place)  # saved before, byte for byte: replacing it would leave a moment without either
+            shutil.rmtree(place)  # saved before, byte for byte
         else:
-            shutil.rmtree(final, ignore_errors=True)
+            replaced = folder / f"{REPLACED}{step}"
+            if final.exists():
+                final.rename(replaced)  # a kill from here on leaves one of the two to `_mend`
             place.rename(final)
+            shutil.rmtree(replaced, ignore_errors=True)
         _sync(folder)
     except BaseException:
         shutil.rmtree(place, ignore_errors=True)
         raise
     _prune(folder, step, keep)
     return final
+
+
+def _mend(folder: Path) -> None:
+    """Undo or finish what a kill broke off while a checkpoint took the place of another of its step."""
+    for replaced in folder.glob(f"{REPLACED}*"):
+        final = folder / f"step-{replaced.name.removeprefix(REPLACED)}"
+        if (final / MANIFEST).exists():
+            shutil.rmtree(replaced)
+        else:
+            shutil.rmtree(final, ignore_errors=True)
+            replaced.rename(final)
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
@@ -84,6 +100,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
 
     One that a kill cut short is passed over with a warning; one whose bytes changed since is an error.
     """
+    _mend(folder)
     for left in sorted(folder.glob(".step-*")):
         logger.warning("%s: passed over, its save was cut short", left)
     for step in _steps(folder):

@@ -51,6 +51,11 @@ def compute_dtype(wanted: DType, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if _processor_prefers_bf16() else torch.float32
 
 
+def computed_in(wanted: DType) -> str:
+    """What `compute_dtype` comes to on this machine, by its name."""
+    return str(compute_dtype(wanted, best_device())).removeprefix("torch.")
+
+
 @functools.cache
 def _processor_prefers_bf16() -> bool:
     """Measured: with AVX512-BF16, AMD's take half of fp32's time for a product, Intel's without AMX twice its time."""

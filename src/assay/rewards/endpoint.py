@@ -4,7 +4,7 @@ import json
 import math
 import os
 import re
-import time
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPException
@@ -47,6 +47,7 @@ class Endpoint:
         self.key = key or os.environ.get("OPENAI_API_KEY", "")
         self.num_unread = 0
         self.asks_logprobs = True
+        self._given_up = threading.Event()
         if not model:
             raise InputError("the judge's model is missing: write http://host/v1#model, or openai:model")
         if not self.base_url.startswith(("http://", "https://")):
@@ -65,8 +66,13 @@ class Endpoint:
 
     def __call__(self, questions: Sequence[str]) -> Tensor:
         """[N] log-odds, in nats, that "A" is the reply to each question rather than "B"."""
+        self._given_up.clear()
         with ThreadPoolExecutor(PARALLEL) as pool:
-            found = torch.tensor(list(pool.map(self.ask, questions)), dtype=torch.float64)
+            try:
+                found = torch.tensor(list(pool.map(self.ask, questions)), dtype=torch.float64)
+            except BaseException:  # the pool waits for its threads: they must not ask again
+                self._given_up.set()
+                raise
         self.num_unread += int(found.isnan().sum())
         return found.nan_to_num(0.0)
 
@@ -106,8 +112,9 @@ class Endpoint:
                 raise InputError(f"{self.base_url} answered with something else than JSON ({error})") from None
             except (OSError, HTTPException) as error:
                 why, pause = str(error) or type(error).__name__, None
-            if attempt < ATTEMPTS - 1:
-                time.sleep(min(LONGEST_WAIT, self.wait * 2**attempt if pause is None else pause))
+            wait = min(LONGEST_WAIT, self.wait * 2**attempt if pause is None else pause)
+            if attempt < ATTEMPTS - 1 and self._given_up.wait(wait):
+                break
         raise InputError(f"{self.base_url} gave no answer in {ATTEMPTS} attempts ({why})")
 
     def _request(self, told: Mapping[str, Any]) -> Request:

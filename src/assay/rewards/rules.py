@@ -13,6 +13,7 @@ import importlib.util
 import inspect
 import math
 import numbers
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,11 @@ Text = str | Sequence[Mapping[str, Any]]
 RewardFunction = Callable[..., Any]
 
 OF_ANSWERS = ("num_tokens", "stopped")
+LARGEST = 1e18  # of a reward: its square is still a finite fp32 number
+
+ENDINGS = (Exception, SystemExit)
+"""What a function's failure may be; one that calls exit() is not to end the training."""
+
 TAKEN = ("self", "prompts", "responses", *OF_ANSWERS)
 """Names that no column can have beside what every reward is called with."""
 
@@ -221,7 +227,7 @@ def _file_module(path: Path) -> Any:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
+    except ENDINGS as error:
         del sys.modules[name]
         raise InputError(f"{path} does not run: {_said(error)}") from error
     return module
@@ -230,7 +236,7 @@ def _file_module(path: Path) -> Any:
 def _named_module(name: str, place: str) -> Any:
     try:
         return importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except ENDINGS as error:
         raise InputError(f"{place!r}: importing {name} failed: {_said(error)}") from error
 
 
@@ -242,13 +248,17 @@ def _call(
     function: RewardFunction, name: str, prompts: Sequence[Text], responses: Sequence[Text], columns: Mapping[str, Any]
 ) -> Any:
     arguments = _arguments(function, name, prompts, responses, columns)
+    here = os.open(".", os.O_RDONLY)
     try:
         result = function(**arguments)
         return asyncio.run(_awaited(result)) if inspect.isawaitable(result) else result
     except InputError:
         raise
-    except (Exception, SystemExit) as error:  # what it runs may call exit(), which is no end of the training
+    except (*ENDINGS, asyncio.CancelledError) as error:
         raise InputError(f"reward function {name!r} failed on {len(responses)} responses: {_said(error)}") from error
+    finally:
+        os.fchdir(here)  # relative places, as that of the run, mean what they did
+        os.close(here)
 
 
 async def _awaited(result: Any) -> Any:
@@ -308,6 +318,8 @@ def finite(value: Any, expected: str, where: str = "") -> float:
     found = _float(value)
     if not math.isfinite(found):
         raise InputError(f"{expected}; got {found}{where}")
+    if abs(found) > LARGEST:
+        raise InputError(f"{expected}; got {found:g}{where}, whose square is beyond what rewards are computed in")
     return found
 
 

@@ -20,6 +20,8 @@ def main(places: Sequence[str]) -> None:
     questions = os.fdopen(os.dup(sys.stdin.fileno()), encoding="utf-8")
     with Path(os.devnull).open() as nothing:
         os.dup2(nothing.fileno(), sys.stdin.fileno())  # programs that a reward starts must not read the questions
+    for number in (signal.SIGINT, signal.SIGTERM):  # to a whole job: when this process ends is the parent's affair
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the programs that a reward starts would inherit
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     rules = combine([(1.0, place) for place in places])
     answers.write("ready\n")
@@ -32,6 +34,7 @@ def main(places: Sequence[str]) -> None:
             told = {"error": str(error)}
         answers.write(json.dumps(told) + "\n")
         answers.flush()
+    os.killpg(0, signal.SIGKILL)  # with what the rewards left running
 
 
 def end_with(parent: int) -> None:

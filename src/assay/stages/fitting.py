@@ -12,6 +12,7 @@ from assay.batch import ModelOutput, TokenBatch
 from assay.config import RewardConfig
 from assay.config_files import plain
 from assay.engine.checkpoint import load_checkpoint, save_checkpoint
+from assay.engine.load import computed_in
 from assay.engine.weights import item_weights
 from assay.feedback.write import write_records
 from assay.records import Comparison
@@ -66,7 +67,7 @@ class Fitting:
         if training.resume():
             say(f"resumed after step {training.step} of {num_steps}")
         self.place.write_config(plain(config), "reward")  # not before: a run that goes on refuses other settings
-        self.place.resume_metrics(training.step + 1, stage=name)
+        self.place.resume_metrics(training.told + 1, stage=name)
         self.place.resume_metrics(training.step, stage=f"{name} validation")
         ends = [min(num_steps, math.ceil(e * len(items) / config.batch_size)) for e in range(1, _epochs(config) + 1)]
         with bar(name, num_steps, training.step) as progress:
@@ -179,7 +180,7 @@ class Fitting:
 
 def identity(config: RewardConfig) -> dict[str, object]:
     """The settings that shape the result; data and base are known by their content, not by where they lie."""
-    told = plain(config)
+    told = {**plain(config), "dtype": computed_in(config.dtype)}
     told["data"].pop("path")
     told["unlabelled"].pop("path")
     elsewhere = ("run", "model", "checkpoints", "verify", "token_budget")

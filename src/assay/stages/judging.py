@@ -17,7 +17,7 @@ from assay.rewards.judge import Judge, Judgement, LanguageModel, open_judge, opi
 from assay.rewards.principles import Principle
 from assay.rewards.salmon import DISCLAIMER, build_preferences
 from assay.settings import InputError
-from assay.stages.common import keep_fitting
+from assay.stages.common import all_finite, keep_fitting
 from assay.stages.progress import bar, say
 from assay.tokens.chat import Encoded
 
@@ -71,7 +71,9 @@ def opinions_of(judge: Judge, pairs: Sequence[Comparison], criteria: Sequence[st
     found: list[Tensor] = []
     with bar("judging", len(pairs)) as progress:
         for first in range(0, len(pairs), PAIRS_AT_ONCE):
-            found.append(opinions(judge, pairs[first : first + PAIRS_AT_ONCE], criteria))
+            asked = pairs[first : first + PAIRS_AT_ONCE]
+            found.append(opinions(judge, asked, criteria))
+            all_finite(found[-1].sum((1, 2)).tolist(), [pair.id for pair in asked], f"the judge {judge.name}")
             progress.update(min(first + PAIRS_AT_ONCE, len(pairs)), {})
     return torch.cat(found)
 

@@ -123,7 +123,7 @@ def run(config: PolicyConfig) -> None:
         say(f"resumed after step {training.step} of {num_steps}")
     keeper.start()
     place.write_config(plain(config), "policy")
-    place.resume_metrics(training.step + 1 if training.step else 0, stage="policy")
+    place.resume_metrics(training.told + 1 if training.step else 0, stage="policy")
     watch = None
     if watched is not None:
         prompts, oracle = watched
@@ -138,7 +138,7 @@ def run(config: PolicyConfig) -> None:
         def report(metrics: dict[str, float]) -> None:
             step = int(metrics.pop("step"))
             if watch is not None and (step % config.watch_every == 0 or step == num_steps):
-                metrics |= watch.look()  # also before the first step
+                metrics |= training.interrupts.undisturbed(watch.look)  # also before the first step
             place.append_metrics(step, metrics, stage="policy")
             progress.update(step, {name: metrics[name] for name in SHOWN if name in metrics})
             keeper.see(step, metrics, watch.scores if watch is not None else ())

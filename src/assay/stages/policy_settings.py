@@ -6,6 +6,7 @@ from typing import Any
 from assay.config import PolicyConfig
 from assay.config_files import plain
 from assay.engine.catalog import hash_of_folder, resolve_model
+from assay.engine.load import computed_in
 from assay.settings import InputError
 from assay.stages.learners import check_critic
 from assay.train.buffer import passes
@@ -163,7 +164,7 @@ def check_watch(config: PolicyConfig) -> None:
 
 def identity(config: PolicyConfig) -> dict[str, Any]:
     """The settings that shape the result; data, base, code and rewards are known by content, not by where they lie."""
-    told = plain(config)
+    told = {**plain(config), "dtype": computed_in(config.dtype)}
     for data in (told["data"], *told["streams"].values()):
         data.pop("path")
     told["dense"].pop("model")

@@ -71,7 +71,14 @@ class Training:
         self.buffer = Buffer(algorithm)
         self.places: dict[str, Stateful] = {"batches": batches, "buffer": self.buffer}  # parts of checkpoints
         self.memory: Memory = {}
+        self.interrupts = Interrupts(saving=checkpoints.every > 0)
+        self.untold: dict[str, float] = {}  # metrics of a step that `report` failed to take
         self.stopped = False  # set by whoever watches: no further step is computed
+
+    @property
+    def told(self) -> int:
+        """Steps whose metrics are where they belong."""
+        return self.step - bool(self.untold)
 
     def resume(self) -> bool:
         """Go on from the newest checkpoint under the folder; False if there is none."""
@@ -90,6 +97,7 @@ class Training:
             place.load_state_dict({**found.state.get(name, {}), **_under(found.tensors, f"{name}.")})
         self.memory = _under(found.tensors, "memory.")
         torch.set_rng_state(found.tensors["rng"])
+        self.untold = found.state.get("untold", {})
         return True
 
     def save(self) -> Path:
@@ -98,7 +106,7 @@ class Training:
         for name, learner in self._kept():
             tensors |= {f"{name}.{key}": value for key, value in learner.state_dict().items()}
         tensors |= {f"memory.{name}": value for name, value in self.memory.items()}
-        kept: dict[str, Any] = {"identity": self.identity}
+        kept: dict[str, Any] = {"identity": self.identity, "untold": self.untold}
         for name, place in self.places.items():
             state = place.state_dict()
             tensors |= {f"{name}.{key}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -108,22 +116,24 @@ class Training:
     def run(self, report: Report, *, until: int | None = None) -> None:
         """Train up to `num_steps`, or `until`; `report` gets each step's metrics.
 
-        Ctrl-C or SIGTERM raises KeyboardInterrupt when the step is finished and saved, at once where none is to be.
+        Ctrl-C or SIGTERM raises KeyboardInterrupt, once all that was computed is saved; a second one at once. It is
+        saved as well before an error of the batches or of `report` goes on, which gets that step again.
         """
         last = self.num_steps if until is None else min(until, self.num_steps)
         every = self.checkpoints.every
-        with Interrupts(saving=every > 0) as interrupts:
-            while self.step < last and not self.stopped:
+        with self.interrupts:
+            if self.untold:
+                self._tell(report)
+            while self.step < last and not self.stopped and not self.interrupts.asked:
                 began = time.perf_counter()
                 metrics = self.one_step()
                 metrics["seconds"] = time.perf_counter() - began
                 self.step += 1
-                report({"step": self.step, **metrics})
-                if interrupts.asked or (every and self.step % every == 0 and self.step < self.num_steps):
+                self.untold = {"step": self.step, **metrics}
+                self._tell(report)
+                if self.interrupts.asked or (every and self.step % every == 0 and self.step < self.num_steps):
                     self.save()
-                if interrupts.asked:
-                    break
-        if interrupts.asked:
+        if self.interrupts.asked:
             raise KeyboardInterrupt
 
     def one_step(self) -> dict[str, float]:
@@ -131,7 +141,7 @@ class Training:
         facts: dict[str, float] = {}
         # the policy's first step is on credit by the critic as it is by then
         if self.buffer.empty or 0 < self.critic_alone == self.step:
-            streams = self.batches.next()
+            streams = self._fetch()
             facts = getattr(self.batches, "facts", {})
             main = self.algorithm.prepare(streams["main"], self.learners, self.memory)
             if "left_out" in main:
@@ -150,6 +160,29 @@ class Training:
             if isinstance(learner, Lagging):
                 learner.follow(self.step + 1)
         return {**metrics, **facts}
+
+    def _tell(self, report: Report) -> None:
+        """Report the last step; an oracle that cannot be asked, or a full disk, does not cost what was trained."""
+        try:
+            report(dict(self.untold))
+        except Exception:
+            if self.interrupts.saving:
+                self.save()
+            raise
+        self.untold = {}
+
+    def _fetch(self) -> Streams:
+        """The next batch. What breaks off here, a signal too, saves the run as it was."""
+        place, rng = self.batches.state_dict(), torch.get_rng_state()
+        try:
+            with self.interrupts.at_once():
+                return self.batches.next()
+        except (Exception, KeyboardInterrupt):
+            self.batches.load_state_dict(place)
+            torch.set_rng_state(rng)
+            if self.interrupts.saving and self.step:
+                self.save()
+            raise
 
     def _update(self, streams: Streams, terms: Sequence[Term]) -> dict[str, float]:
         """Gradients of all terms, then a step of every learner that has some; the losses' metrics and the rate."""

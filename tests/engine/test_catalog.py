@@ -12,7 +12,15 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from assay.engine.catalog import DEFAULT_MODEL, ModelSource, check_folder, list_models, load_tokenizer, resolve_model
+from assay.engine.catalog import (
+    DEFAULT_MODEL,
+    ModelSource,
+    check_folder,
+    hash_of_folder,
+    list_models,
+    load_tokenizer,
+    resolve_model,
+)
 from assay.settings import InputError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -247,6 +255,15 @@ def test_code_that_comes_with_a_tokenizer_never_runs(tiny: Path) -> None:
     with pytest.raises(InputError, match="needs code of its own, which never runs"):
         load_tokenizer(str(tiny))
     assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "merges.txt", "a.model"])
+def test_a_folder_is_known_by_weights_and_vocabulary_of_either_form(name, tiny: Path) -> None:
+    before = hash_of_folder(str(tiny))
+    (tiny / name).write_bytes(b"one")
+    one = hash_of_folder(str(tiny))
+    (tiny / name).write_bytes(b"other")
+    assert len({before, one, hash_of_folder(str(tiny))}) == 3
 
 
 def test_listing_needs_no_torch() -> None:

@@ -77,6 +77,7 @@ def test_a_kl_helps(table):
 
 
 def test_a_supervised_start_is_indispensable(table):
+    """As in the paper's runs the start is what the policy is kept near, too."""
     assert table["ppo_max"]["truth"] > table["policy from nothing"]["truth"] + 0.1
 
 

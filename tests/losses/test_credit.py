@@ -197,6 +197,18 @@ def test_a_value_alone_is_its_own_mean():
     assert whiten(values, torch.zeros(2, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0], [0.0, 0.0]]
 
 
+@pytest.mark.parametrize("values", [[0.0, 1e-7, -1e-7], [1.0, 1.0000001, 1.0], [5e6, 5e6 + 0.5, 5e6]])
+def test_rounding_is_not_whitened_to_full_size(values):
+    """As what a KL between equal policies leaves of rewards that are all 0."""
+    found = whiten(t([values]), torch.ones(1, 3, dtype=torch.bool))
+    assert found.abs().max() <= max(values) - min(values)
+
+
+def test_small_values_are_whitened_as_others():
+    found = whiten(t([[1e-4, 2e-4, 3e-4]]), torch.ones(1, 3, dtype=torch.bool))
+    assert found.flatten().tolist() == pytest.approx([-1, 0, 1], abs=1e-6)
+
+
 @pytest.mark.parametrize("value", [0.1, 0.7])
 def test_equal_values_whiten_to_nothing(value):
     """All answers got one reward: there is nothing to learn, and no direction to take from rounding."""

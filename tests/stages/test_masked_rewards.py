@@ -188,7 +188,25 @@ def test_a_round_without_rewards_is_one_that_keeps_nothing(sampler, known):
         assert len(made.next()["main"].prompts) == 1
         assert made.facts["sampling_rounds"] == 2 and made.facts["prompts_without_rewards"] == 1
     else:
-        with pytest.raises(InputError, match=r"every prompt of a batch.* 'rule' failed on 2 responses: OSError: no op"):
+        with pytest.raises(
+            InputError, match=r"every prompt of 4 batches.* 'rule' failed on 2 responses: OSError: no op"
+        ):
+            made.next()
+
+
+def test_batches_without_rewards_are_passed_over(sampler):
+    """Of a method that does not sample on otherwise; prompts that were lost on the way are told."""
+    order = [prompt.messages[0].content for prompt, _ in asked(sampler, 4, size=1)]
+
+    def rule(prompts, responses):
+        if any(text(prompt) != order[2] for prompt in prompts):
+            raise OSError("no opinion")
+        return [float(place) for place, _ in enumerate(prompts)]
+
+    made = source(sampler, rule, GRPO(), size=1)
+    assert len(made.next()["main"].prompts) == 1 and made.facts["prompts_without_rewards"] == 2
+    with pytest.raises(InputError, match=r"every prompt of 4 batches could not be had.* OSError: no opinion"):
+        for _ in order:
             made.next()
 
 

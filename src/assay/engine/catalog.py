@@ -105,11 +105,14 @@ def load_tokenizer(source: ModelSource | str) -> "PreTrainedTokenizerBase":
     return tokenizer
 
 
+VOCABULARIES = ("merges.txt", "vocab.txt")
+
+
 def hash_of_folder(folder: str) -> str:
-    """16 hexadecimal digits of a model folder's weights and settings."""
+    """16 hexadecimal digits of a model folder's weights and settings, and of its tokenizer's files."""
     digest = hashlib.sha256()
     for path in sorted(Path(folder).glob("*")):
-        if path.suffix in (".safetensors", ".json", ".jinja"):
+        if path.suffix in (".safetensors", ".bin", ".json", ".jinja", ".model") or path.name in VOCABULARIES:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

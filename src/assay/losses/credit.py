@@ -5,6 +5,8 @@ from torch import Tensor
 
 from assay.shapes import RowFloat, RowInt, TokenBool, TokenFloat
 
+ROUNDING = 1e-6  # of numbers around 1 that come from fp32 ones
+
 
 def leave_one_out(rewards: RowFloat, group: RowInt) -> RowFloat:
     """r_i minus the mean reward of i's siblings; 0 for a response without siblings.
@@ -82,15 +84,16 @@ def gae(token_rewards: TokenFloat, values: TokenFloat, mask: TokenBool, *, gamma
 def whiten(values: TokenFloat, mask: TokenBool) -> TokenFloat:
     """Counted values less their mean, over their standard deviation; 0 where masked.
 
-    Padding does not count, neither for the mean nor for the deviation. A single value is its own mean.
+    Padding does not count, neither for the mean nor for the deviation. A single value is its own mean. A deviation of
+    at most 1e-6, or of 1e-6 of the largest value, is rounding, as of a KL between equal policies, and stays as small.
 
     Source: the public code of Ziegler et al. 2019, arXiv:1909.08593; the mask is ours.
     """
     counted = values[mask].double()  # in fp32 the rounding of the mean of equal values would pass for a deviation
     if len(counted) < 2:
         return torch.zeros_like(values)
-    deviation = counted.std()
-    scaled = (values.double() - counted.mean()) / (deviation if deviation > 1e-8 else 1.0)
+    deviation, rounding = counted.std(), ROUNDING * max(1.0, float(counted.abs().max()))
+    scaled = (values.double() - counted.mean()) / (deviation if deviation > rounding else 1.0)
     return torch.where(mask, scaled.to(values.dtype), 0.0)
 
 

@@ -27,7 +27,8 @@ def run(config: AuditConfig) -> Audit:
     place = open_run(config.run)
     data = config.data if config.data.path else replace(config.data, path=str(place.path / "held_out.jsonl"))
     comparisons = read(read_comparisons, data)
-    oracle = load_oracle(config.samples.oracle) if config.samples.oracle else None
+    told = {"dtype": config.dtype, "token_budget": config.token_budget}
+    oracle = load_oracle(config.samples.oracle, **told) if config.samples.oracle else None
     named = config.reward or str(place.reward)
     reward = load_rewards(named, config)
     pairs = score_pairs(reward, pairs_of(encode(comparisons, reward.encode, reward.context, data)))

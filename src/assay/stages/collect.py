@@ -43,7 +43,7 @@ def collected(config: CollectConfig) -> tuple[Comparison, ...]:
     """Imported labels, or those of the simulated annotator."""
     if config.feedback.path:
         return import_feedback(config)
-    oracle = load_oracle(config.oracle)
+    oracle = load_oracle(config.oracle, dtype=config.dtype, token_budget=config.token_budget)
     annotator = SimulatedAnnotator(oracle=oracle, temperature=config.temperature, seed=config.seed, name=config.oracle)
     return annotator.label(sample_pairs(config))
 

@@ -13,6 +13,7 @@ import torch
 from assay.config import DataSettings, PolicyConfig, RewardUse
 from assay.config_files import plain
 from assay.engine.catalog import hash_of_folder, resolve_model
+from assay.engine.load import DType
 from assay.feedback.oracles import Oracle, TextOracle, length_lover
 from assay.records import Comparison, Prompt, Record, Response
 from assay.report.run import RunDirectory, read_json
@@ -73,17 +74,20 @@ class ModelOracle:
         return all_finite(scored, [prompt.id for prompt in prompts], self.name)
 
 
-def load_oracle(name: str, faults: FaultSettings | None = None) -> Oracle:
+def load_oracle(
+    name: str, faults: FaultSettings | None = None, *, dtype: DType = "auto", token_budget: int = 8192
+) -> Oracle:
     """ "text", "length", "reward:MODEL", or a function of (prompts, responses, **columns) in a file or module.
 
-    `faults` say how long a function may take, and how often it is asked again.
+    `faults` say how long a function may take, and how often it is asked again; a model computes in `dtype`,
+    `token_budget` tokens at once.
     """
     if name == "text":
         return TextOracle()
     if name == "length":
         return length_lover
     if name.startswith(REWARD):
-        return ModelOracle(open_reward(name.removeprefix(REWARD)), name)
+        return ModelOracle(open_reward(name.removeprefix(REWARD), dtype=dtype, token_budget=token_budget), name)
     faults = faults or FaultSettings()
     rule = alone(name, faults.timeout) if faults.timeout else load(name)
 

@@ -33,7 +33,8 @@ def run(config: EvaluateConfig) -> list[Finding]:
     named = config.reward or (str(place.reward) if place.reward.exists() else "")
     if not config.oracle and not named:
         raise InputError("--oracle is missing: say what judges, an oracle or a reward model")
-    oracle = load_oracle(config.oracle) if config.oracle else None
+    told = {"dtype": config.dtype, "token_budget": config.token_budget}
+    oracle = load_oracle(config.oracle, **told) if config.oracle else None
     resolve_model(policy_name)  # an error here, not after the base is loaded
     base_name = base_of(config, place)
     base = PolicySampler.load(base_name, config.sampling, dtype=config.dtype)

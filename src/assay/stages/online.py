@@ -52,19 +52,30 @@ class Rollouts:
     def next(self) -> dict[str, TokenBatch]:
         """As `Batches`; what was sampled is summed up in `facts`."""
         began = time.perf_counter()
-        drawn, scored = self._scored()
-        if getattr(self.config.algorithm, "dynamic_sampling", False):
-            drawn, scored = self._filled(drawn, scored)
+        dynamic = getattr(self.config.algorithm, "dynamic_sampling", False)
+        drawn, scored = self._filled(*self._scored()) if dynamic else self._some()
         if not drawn.prompts:
             raise InputError(
-                f"the rewards of every prompt of a batch could not be had: there is nothing to learn from. The last "
-                f"reason: {self.rewards.why}"
+                f"the rewards of every prompt of {MOST_ROUNDS} batches could not be had: there is nothing to learn "
+                f"from. The last reason: {self.rewards.why}"
             )
         batch = self._finished(drawn, scored)
         self.facts |= {"seconds_rollouts": time.perf_counter() - began}
         columns = self.config.algorithm.columns
         per_answer = [rollout.prompt for rollout in drawn.rollouts]
         return {"main": batch.fill(declared=columns, **data_columns(per_answer, columns))}
+
+    def _some(self) -> tuple[Drawn, Scored]:
+        """Answers that have rewards: a batch of which no prompt's could be had is passed over, up to `MOST_ROUNDS`."""
+        drawn, scored = self._scored()
+        lost = self.facts.get("prompts_without_rewards", 0.0)
+        for _ in range(1, MOST_ROUNDS if lost and not drawn.prompts else 1):
+            drawn, scored = self._scored()
+            lost += self.facts.get("prompts_without_rewards", 0.0)
+            self.facts["prompts_without_rewards"] = lost
+            if drawn.prompts:
+                break
+        return drawn, scored
 
     def _scored(self) -> tuple[Drawn, Scored]:
         """Answers to the next prompts, and their rewards."""

@@ -42,9 +42,9 @@ from assay.stages.judgements import collator as collate_judgements
 from assay.stages.keeping import Keeper
 from assay.stages.learners import load_model, make_learners, open_critic, with_critic
 from assay.stages.online import Rollouts, Watch
-from assay.stages.policy_settings import check, identity
+from assay.stages.policy_settings import check, check_without_model, identity
 from assay.stages.progress import bar, say
-from assay.stages.rewarding import Dense, Rewards, judgeable, load_rules, readable
+from assay.stages.rewarding import Dense, Reads, Rewards, judgeable, load_rules, readable
 from assay.stages.sampling import Drawn, PolicySampler
 from assay.stages.turns import Episodes, environment_at
 from assay.tokens.chat import Encoded, Encoder, collate
@@ -69,6 +69,7 @@ def run(config: PolicyConfig) -> None:
     streams = read_streams(config)
     if algorithm.data == "rollouts":
         check_prompts(config, streams["main"].records)
+        check_gate(config, place)
     data = {name: hash_of(stream.records) for name, stream in streams.items()}
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
@@ -80,6 +81,7 @@ def run(config: PolicyConfig) -> None:
     critic = open_critic(config, named_reward(config, place), encoder)
     torch.manual_seed(config.seed)  # the policy's adapters are the same whatever critic there is
     model = load_model(source, encoder, config)
+    check_family(model, config)
     learners = make_learners(model, config, critic=critic)
     cut = {"top_p": algorithm.top_p} if hasattr(algorithm, "top_p") else {}
     sampler = PolicySampler(model, encoder, replace(config.sampling, **cut), learner=learners["policy"])
@@ -90,8 +92,10 @@ def run(config: PolicyConfig) -> None:
         prompts = sampler.fitting(streams.pop("main").records, config.data, "data")
         if environment is not None:
             episodes = Episodes(sampler, environment, config.environment, config.max_turns, config.faults)
-        for paying in dict.fromkeys([rewards.model, dense.model if dense else rewards.model]):
-            prompts = readable(paying, prompts, config, sampler.context, config.data)
+        shorter = critic is not None and context(critic.config) < sampler.context
+        reads = Reads("the critic", context(critic.config), encoder) if critic and shorter else None
+        for reader in dict.fromkeys([rewards.model, dense.model if dense else None, reads]):
+            prompts = readable(reader, prompts, config, sampler.context, config.data)
         prompts = judgeable(rewards.judge, prompts, config)
         online = Rollouts(sampler, prompts, rewards, config, learners, dense, episodes)
         batches, worth = Joined(online, offline(config, encoder, model, streams)[0]), online.worth
@@ -154,13 +158,8 @@ def run(config: PolicyConfig) -> None:
 
 
 def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Prompt]) -> Rewards:
-    """The reward model, its gate passed, and the programmatic rewards beside it, whose columns `prompts` have."""
-    named = named_reward(config, place)
-    if not named and not (config.rules or config.environment or config.judge):
-        raise InputError("--reward is missing: give a reward model, --rules, a --judge or an --environment")
-    if config.reward_rule and not named:
-        raise InputError("--reward_rule: there is no reward model whose opinions it could join; give one with --reward")
-    model = None
+    """The reward model and the programmatic rewards beside it, whose columns `prompts` have."""
+    named, model = named_reward(config, place), None
     rules = load_rules(config.rules, config.faults.timeout)
     for _, rule in rules.parts if rules else ():
         check_columns(rule, prompts)
@@ -169,7 +168,6 @@ def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Pr
     identity: dict[str, Any] = {"rules": [hash_of_code(rule) for rule in config.rules]}
     if named:
         identity["model"] = hash_of_rewards(named, config)
-        check_gate(place, named, identity["model"], ignore=config.ignore_gate)
         model = load_rewards(named, config)
         if isinstance(model, Instructed):
             identity["principles"] = plain(model.sampler)
@@ -182,15 +180,20 @@ def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Pr
         identity["dense"] = hash_of_model(config.dense.model)
     judge = None
     if config.judge:
-        judge = open_judge(config.judge, criterion=config.criterion or CRITERION, dtype=config.dtype)
+        told = {"dtype": config.dtype, "token_budget": config.token_budget}
+        judge = open_judge(config.judge, criterion=config.criterion or CRITERION, **told)
         weights = hash_of_model(config.judge) if isinstance(judge.model, LanguageModel) else config.judge
         identity["judge"] = [weights, judge.criterion]
     return Rewards(model, config.reward_weight, rules, identity, config.faults, judge)
 
 
-def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) -> None:
-    """Refuse a reward that was not audited in this run with these weights (`hash_of_rewards`), or that failed."""
-    if ignore:
+def check_gate(config: PolicyConfig, place: RunDirectory) -> None:
+    """Refuse a reward model that was not audited in this run with the weights it has now, or that failed."""
+    reward = named_reward(config, place)
+    if not reward:
+        check_without_model(config)
+        return
+    if config.ignore_gate:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
         return
     if not place.audit.exists():
@@ -199,7 +202,7 @@ def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) 
             f"with --ignore_gate true"
         )
     audited = read_json(place.provenance).get("audit", {}) if place.provenance.exists() else {}
-    if audited.get("weights") != weights:
+    if audited.get("weights") != hash_of_rewards(reward, config):
         raise InputError(
             f"{place.audit} speaks of another reward than {reward} as it is now, or read by another rule: run `assay "
             f"audit --run {place.path} --reward {reward}` again with the same --reward_rule, --reward_weights and "
@@ -213,6 +216,16 @@ def check_gate(place: RunDirectory, reward: str, weights: str, *, ignore: bool) 
         )
 
 
+def check_family(model: Model, config: PolicyConfig) -> None:
+    """Two models' probabilities are read beside each other only where prompts can be shared."""
+    beside = hasattr(config.algorithm, "top_p") or "mixture" in getattr(config.algorithm, "draws", ())
+    if beside and not model.shares_prompts:
+        raise InputError(
+            f"{config.algorithm.name} samples from two models at once, which {type(model.network).__name__} cannot: "
+            f"take another method or another model"
+        )
+
+
 def named_reward(config: PolicyConfig, place: RunDirectory) -> str:
     """The reward model that was asked for, or the run's own; '' where there is neither."""
     return config.reward or (str(place.reward) if place.reward.exists() else "")
@@ -223,7 +236,8 @@ def open_dense(config: PolicyConfig, rewards: Rewards, encoder: Encoder) -> Dens
     settings = config.dense
     if not settings.kind:
         return None
-    model = open_reward(settings.model, dtype=config.dtype) if settings.model else rewards.model
+    told = {"dtype": config.dtype, "token_budget": config.token_budget}
+    model = open_reward(settings.model, **told) if settings.model else rewards.model
     if model is None:
         raise InputError("--dense.kind: there is no reward model; name one with --dense.model")
     whole = isinstance(model, RewardModel) and model.pooling is None
@@ -307,4 +321,4 @@ def open_watch(config: PolicyConfig) -> tuple[Sequence[Prompt], Oracle] | None:
     if not config.oracle:
         return None
     prompts = read(read_prompts, config.watch, "watch")
-    return prompts, load_oracle(config.oracle, config.faults)
+    return prompts, load_oracle(config.oracle, config.faults, dtype=config.dtype, token_budget=config.token_budget)

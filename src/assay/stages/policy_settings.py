@@ -97,7 +97,10 @@ def check_offline(config: PolicyConfig) -> None:
         "judge": config.judge,
         "environment": config.environment,
         "dense.kind": config.dense.kind,
+        "reward_weight": config.reward_weight != 1,
         "principles.path": config.principles.path,
+        "principles.told": config.principles.told,
+        "num_answers": changed(config, "num_answers"),
     }
     for flag, given in told.items():
         if given:
@@ -106,6 +109,22 @@ def check_offline(config: PolicyConfig) -> None:
             )
     if config.cut_answers != "keep":
         raise InputError(f"--cut_answers: {algorithm.name} samples no answers that could be cut; leave it out")
+
+
+def check_without_model(config: PolicyConfig) -> None:
+    """Rewards that need no reward model, and no setting of one."""
+    if not (config.rules or config.environment or config.judge):
+        raise InputError("--reward is missing: give a reward model, --rules, a --judge or an --environment")
+    told: Mapping[str, Any] = {
+        "reward_rule": config.reward_rule,
+        "reward_weights": config.reward_weights,
+        "reward_weight": config.reward_weight != 1,
+        "principles.path": config.principles.path,
+        "principles.told": config.principles.told,
+    }
+    for flag, given in told.items():
+        if given:
+            raise InputError(f"--{flag}: there is no reward model that it could be about; give one with --reward")
 
 
 def check_passed_over(config: PolicyConfig) -> None:
@@ -119,10 +138,25 @@ def check_passed_over(config: PolicyConfig) -> None:
         ("reference.share", "reference.every"): (config.reference.share != 1, config.reference.every),
         ("cut_penalty", "cut_answers penalty"): (config.cut_penalty != 1, config.cut_answers == "penalty"),
         ("max_turns", "environment"): (config.max_turns != 4, config.environment),
+        ("reward_penalty", "reward_rule"): (config.reward_penalty != 1, config.reward_rule),
+        ("algorithm.kl_horizon", "algorithm.target_kl"): (
+            changed(algorithm, "kl_horizon"),
+            getattr(algorithm, "target_kl", 0),
+        ),
+        ("algorithm.kl_estimator", "algorithm.kl_in loss"): (
+            changed(algorithm, "kl_estimator"),
+            getattr(algorithm, "kl_in", "loss") == "loss",
+        ),
     }
     for (flag, other), (given, there) in alone.items():
         if given and not there:
             raise InputError(f"--{flag} does nothing without --{other}: give that too, or leave it out")
+
+
+def changed(settings: Any, name: str) -> bool:
+    """Whether a field has another value than its default; False where there is no such field."""
+    known = getattr(settings, "__dataclass_fields__", {})  # an algorithm of one's own may be any class
+    return name in known and getattr(settings, name) != known[name].default
 
 
 def check_kl(config: PolicyConfig) -> None:
@@ -156,7 +190,9 @@ def check_watch(config: PolicyConfig) -> None:
     if stop.oracle_drop and not config.oracle:
         raise InputError("--stop.oracle_drop: there is no oracle to watch; name one with --oracle")
     online = algorithm.data == "rollouts"
-    measured = {"kl": online and algorithm.reference, "entropy": online, "length": online, "uncertainty": online}
+    of_own = getattr(algorithm, "replay", "latest") == "latest"  # else the batch is of older policies' answers too
+    measured = dict.fromkeys(("entropy", "length", "uncertainty"), online)
+    measured["kl"] = online and algorithm.reference and of_own
     for name, there in measured.items():
         if getattr(stop, name) and not there:
             raise InputError(f"--stop.{name}: {algorithm.name} with these settings does not measure it; leave it out")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,14 @@ from assay.tokens.chat import Encoded, Encoder
 TEMPLATE_TOKENS = 16  # room for what a template adds around an answer
 REASONS = 5  # told of rewards that could not be had
 T = TypeVar("T")
+
+
+class Reads(NamedTuple):
+    """A model that reads conversations beside the policy."""
+
+    name: str
+    room: int  # tokens
+    encoder: Encoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +209,14 @@ class Rewards:
 
 
 def readable(
-    model: Reward | None,
+    model: Reward | Reads | None,
     prompts: Sequence[Prompt],
     config: PolicyConfig,
     context: int,
     data: DataSettings,
     flag: str = "data",
 ) -> tuple[Prompt, ...]:
-    """The prompts whose longest answers the model can read; others are an error, or dropped and counted.
+    """The prompts whose longest answers a reward model or a critic reads; others are an error, or dropped and counted.
 
     `context` is the policy's, beyond which no conversation goes.
     """

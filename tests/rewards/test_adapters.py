@@ -98,7 +98,9 @@ def test_one_member_is_what_one_adapter_on_its_bootstrap_is(trained, tmp_path):
     tokenizer().save_pretrained(tmp_path / "member")
     alone = RewardModel.from_pretrained(str(tmp_path / "member"), dtype="float32").score(CONVERSATIONS)
     ours = open_reward(str(trained / "reward"), dtype="float32").outputs(CONVERSATIONS)
-    assert alone == pytest.approx(ours[:, 1].tolist(), abs=1e-5)
+    # beside float64, rounding in fp32 is up to 2e-5 here, by the processor; another member is further off by far
+    assert alone == pytest.approx(ours[:, 1].tolist(), abs=1e-4)
+    assert all((torch.tensor(alone) - ours[:, other]).abs().max() > 1e-2 for other in (0, 2))
 
 
 def test_verbs_take_it_like_any_reward(trained, tmp_path, capsys):

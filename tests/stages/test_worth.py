@@ -295,8 +295,9 @@ def test_batches_of_cut_answers_alone_teach_a_moving_baseline_at_most(files, tmp
     assert all(row["grad_norm"] == 0 for row in rows if row["share_cut"] == 1)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_batch(files, tmp_path, capsys):
-    """Rewards that fp32 can hold and their differences cannot."""
+def test_a_loss_that_is_not_finite_ends_the_run_and_leaves_its_batch(files, tmp_path, capsys, monkeypatch):
+    """Rewards that fp32 can hold and their differences cannot, were they not refused."""
+    monkeypatch.setattr("assay.rewards.rules.LARGEST", math.inf)
     (files / "rules.py").write_text(
         "def huge(prompts, responses, **_):\n    return [3e38 * (-1) ** i for i in range(len(responses))]\n"
     )

@@ -68,13 +68,12 @@ class Rollouts:
     def _some(self) -> tuple[Drawn, Scored]:
         """Answers that have rewards: a batch of which no prompt's could be had is passed over, up to `MOST_ROUNDS`."""
         drawn, scored = self._scored()
-        lost = self.facts.get("prompts_without_rewards", 0.0)
-        for _ in range(1, MOST_ROUNDS if lost and not drawn.prompts else 1):
+        rounds = 1
+        while not drawn.prompts and rounds < MOST_ROUNDS:
+            lost = self.facts["prompts_without_rewards"]
             drawn, scored = self._scored()
-            lost += self.facts.get("prompts_without_rewards", 0.0)
-            self.facts["prompts_without_rewards"] = lost
-            if drawn.prompts:
-                break
+            self.facts["prompts_without_rewards"] = lost + self.facts.get("prompts_without_rewards", 0.0)
+            rounds += 1
         return drawn, scored
 
     def _scored(self) -> tuple[Drawn, Scored]:

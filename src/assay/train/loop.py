@@ -173,6 +173,8 @@ class Training:
 
     def _fetch(self) -> Streams:
         """The next batch. What breaks off here, a signal too, saves the run as it was."""
+        if not self.interrupts.saving:
+            return self.batches.next()
         place, rng = self.batches.state_dict(), torch.get_rng_state()
         try:
             with self.interrupts.at_once():
@@ -180,7 +182,7 @@ class Training:
         except (Exception, KeyboardInterrupt):
             self.batches.load_state_dict(place)
             torch.set_rng_state(rng)
-            if self.interrupts.saving and self.step:
+            if self.step:
                 self.save()
             raise
 

@@ -191,7 +191,7 @@ def check_watch(config: PolicyConfig) -> None:
         raise InputError("--stop.oracle_drop: there is no oracle to watch; name one with --oracle")
     online = algorithm.data == "rollouts"
     of_own = getattr(algorithm, "replay", "latest") == "latest"  # else the batch is of older policies' answers too
-    measured = dict.fromkeys(("entropy", "length", "uncertainty"), online)
+    measured = {"entropy": online, "length": online, "uncertainty": online}
     measured["kl"] = online and algorithm.reference and of_own
     for name, there in measured.items():
         if getattr(stop, name) and not there:

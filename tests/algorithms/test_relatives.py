@@ -206,23 +206,17 @@ def test_xpos_bonus_counts_where_both_wrote_the_same():
     assert found[:, 0].tolist() == [0.0, 0.25, 0.0, 0.25]
 
 
-def test_xpos_bound_counts_and_pulls_no_further():
-    """V_max / beta = 1 and log-ratios of 2 and 0: the margin is that of 1 and 0, the first has no gradient left."""
-    batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([1.0]), source=t([0, 1]))
+@pytest.mark.parametrize("sign", [1, -1], ids=["above", "below"])
+@pytest.mark.parametrize("first_is_better", [1.0, 0.0])
+def test_what_is_beyond_xpos_bound_counts_as_the_bound_and_is_pulled_back(first_is_better, sign):
+    """V_max / beta = 1 and log-ratios of 2.5 and 0: the margin is that of 1 and 0, the first's gradient what it is
+    beyond, whatever is preferred."""
+    batch = answers([1.0, 0.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), source=t([0, 1]))
+    batch = batch.fill(preference=t([first_is_better]))
     batch = batch.fill(declared={"alpha": torch.Tensor}, alpha=torch.zeros(2))
-    found = gradient(XPO(beta=0.5, v_max=0.5), batch, t([[-1.0], [-3.0]]))
-    assert found[:, 0].tolist() == pytest.approx([0.0, 0.5 / (1 + math.exp(0.5))])
-
-
-def test_what_is_beyond_xpos_bound_is_pulled_back():
-    """Log-ratios 2 and 0 at a bound of 1, the second preferred: the first's gradient is upwards, a step inwards."""
-    batch = answers([0.0, 1.0], width=1, ref_logprobs=torch.full((2, 1), -3.0), preference=t([0.0]), source=t([0, 1]))
-    batch = batch.fill(declared={"alpha": torch.Tensor}, alpha=torch.zeros(2))
-    pull = 0.5 / (1 + math.exp(-0.5))
-    for sign in (1, -1):  # and mirrored, below the bound
-        told = batch if sign == 1 else batch.fill(preference=t([1.0]))
-        found = gradient(XPO(beta=0.5, v_max=0.5), told, t([[-3.0 + sign * 2], [-3.0]]))
-        assert found[:, 0].tolist() == pytest.approx([sign * pull, -sign * pull])
+    found = gradient(XPO(beta=0.5, v_max=0.5), batch, t([[-3.0 + sign * 2.5], [-3.0]]))
+    second = 0.5 * (first_is_better - 1 / (1 + math.exp(-0.5 * sign)))  # beta (y - sigma(beta margin))
+    assert found[:, 0].tolist() == pytest.approx([sign * 1.5, second])
 
 
 def test_xpos_schedule_holds_each_alpha_for_its_batches():

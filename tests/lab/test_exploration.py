@@ -8,6 +8,7 @@ from assay.algorithms.xpo import XPO
 from assay.lab.exploration import combination_lock, explore, two_arms
 from assay.lab.rollouts import TabularRollouts
 from assay.lab.tabular import TabularModel
+from assay.lab.world import World
 from lab.training import training
 
 BETA = 0.02
@@ -50,6 +51,23 @@ def test_so_it_is_in_the_loop_that_trains_language_models(alpha, is_stuck):
 
     training(model, algorithm, rollouts, steps=4 * STEPS, lr=0.5).run(look)
     assert (min(regrets) > 1 / 8) == is_stuck
+
+
+@pytest.mark.parametrize(("v_max", "least", "most"), [(0.1, 0.9, 1.25), (0.0, 2.0, torch.inf)])
+def test_the_loop_that_trains_language_models_keeps_to_the_bound(v_max, least, most):
+    """A bound of 1 nat on five answers whose rewards ask for more, but for what steps of 0.05 overshoot."""
+    torch.manual_seed(1)
+    reference, rewards = torch.log_softmax(torch.randn(5).double(), 0), 3 * torch.randn(5).double()
+    world = World(5, 1, torch.ones(1, dtype=torch.float64), reference[None, None], rewards[None])
+    model, furthest = TabularModel(world), []
+    algorithm = XPO(beta=0.1, alpha=(0.1,), v_max=v_max, num_epochs=2)
+    rollouts = TabularRollouts(model, num_prompts=16, num_answers=1, draws=algorithm.draws, seed=0)
+
+    def look(_):
+        furthest.append(float((model.probabilities.flatten().log() - reference).abs().max()))
+
+    training(model, algorithm, rollouts, steps=200, lr=0.05).run(look)
+    assert least < max(furthest) < most
 
 
 def test_on_its_own_answers_alone_online_dpo_is_stuck_too():

@@ -22,8 +22,9 @@ class XPO(OnlineDPO):
     """One answer by the policy and one by the reference; `alpha` times the latter's log-probability is minimised too.
 
     A list of alphas is a schedule: each holds for `alpha_batches` batches of rollouts, on all comparisons that are used
-    meanwhile, the last one on to the end. With `v_max` no log-ratio counts beyond v_max / beta, nor is pulled further
-    out; from there it is still pulled back.
+    meanwhile, the last one on to the end. With `v_max` a log-ratio beyond v_max / beta counts as that, and half the
+    square of what is beyond, in nats, is added: the paper's class of policies within the bound, which weights that all
+    answers share cannot be projected on, is left by no more than the steps of the optimiser overshoot.
     """
 
     name: Any = "xpo"
@@ -53,29 +54,15 @@ class XPO(OnlineDPO):
         return batch.fill(declared={"alpha": RowFloat}, alpha=torch.full((batch.num_rows,), alpha))
 
     def loss(self, out: ModelOutput, batch: TokenBatch) -> tuple[PairFloat, Metrics]:
-        """Online DPO's, and the bonus."""
+        """Online DPO's, the bonus, and what pulls back."""
         loss, metrics = OnlineDPO.loss(self, out, batch)
         ratio, is_theirs = self.ratios(out, batch), batch.source[0::2] == 1
         bonus = batch.alpha[0::2] * torch.where(is_theirs, ratio[0::2], ratio[1::2])
-        return loss + bonus, {**metrics, "bonus": bonus.detach()}
+        beyond = (OnlineDPO.ratios(self, out, batch) - ratio) ** 2 / 2
+        return loss + bonus + beyond[0::2] + beyond[1::2], {**metrics, "bonus": bonus.detach()}
 
     def ratios(self, out: ModelOutput, batch: TokenBatch) -> torch.Tensor:
-        """[B] log pi / pi_ref, held within the bound."""
+        """[B] log pi / pi_ref, cut at the bound."""
         ratio = OnlineDPO.ratios(self, out, batch)
         bound = self.v_max / self.beta
-        return _Held.apply(ratio, bound) if self.v_max else ratio  # pyright: ignore[reportReturnType]
-
-
-class _Held(torch.autograd.Function):
-    """A clamp whose slope is 0 only where a step down the gradient would go further out."""
-
-    @staticmethod
-    def forward(ctx: Any, ratio: torch.Tensor, bound: float) -> torch.Tensor:
-        ctx.save_for_backward(ratio > bound, ratio < -bound)
-        return ratio.clamp(-bound, bound)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        above, below = ctx.saved_tensors
-        outwards = (above & (grads[0] < 0)) | (below & (grads[0] > 0))
-        return grads[0].masked_fill(outwards, 0.0), None
+        return ratio.clamp(-bound, bound) if self.v_max else ratio

@@ -76,7 +76,7 @@ def test_on_its_own_answers_alone_online_dpo_is_stuck_too():
 
 
 def test_a_combination_lock_opens_in_half_the_questions():
-    world, beta, steps = combination_lock(4, 0.1, 4.0), 0.2, 300
+    world, beta, steps = combination_lock(4, 0.1, 4.0), 0.2, 100
     medians = []
     for algorithm in (XPO(beta=beta, alpha=(0.0,)), XPO(beta=beta, alpha=(0.01,))):
         regrets, _ = explore(world, algorithm, steps=steps, seeds=10, v_max=4.0)

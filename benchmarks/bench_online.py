@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--losses", action="store_true", help="compare losses and gradients in fp32, not speed")
     options.add_argument("--screen", action="store_true", help="find the peer's fastest settings")
     options.add_argument("--screened", type=Path, default=HERE / "results" / "screen_online.jsonl")
-    told = "of the peer's rows; default: autocast and bf16 where the processor multiplies bf16, else fp32"
+    told = "of the peer's rows; default: autocast and bf16 where the processor is faster in bf16, else fp32"
     options.add_argument("--weights", nargs="+", choices=tuple(ROWS), help=told)
     options.add_argument("--positions", nargs="+", choices=tuple(POSITIONS), default=list(POSITIONS), help="of GRPO")
     options.add_argument("--timeout", type=int, default=2400, help="seconds of a screened cell")
@@ -273,11 +273,10 @@ def compare_losses(task: str, args: argparse.Namespace, model: str) -> None:
 def main() -> None:
     args = parse()
     from assay.engine.catalog import resolve_model
-    from assay.engine.load import best_device, compute_dtype
+    from assay.engine.load import computed_in
 
     model = resolve_model(args.model).path
-    fast = str(compute_dtype("auto", best_device())) == "torch.bfloat16"
-    args.weights = args.weights or (["autocast", "bf16"] if fast else ["fp32"])
+    args.weights = args.weights or (["autocast", "bf16"] if computed_in("auto") == "bfloat16" else ["fp32"])
     args.results.parent.mkdir(parents=True, exist_ok=True)
     for task in args.tasks:
         python = args.peer_ppo_python if task == "ppo" else args.peer_python

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,32 +69,57 @@ def each_write(monkeypatch, kill_at: int, *, cleans_up: bool) -> None:
     monkeypatch.setattr(checkpoint.shutil, "rmtree", removed)
 
 
-@pytest.mark.parametrize("cleans_up", [True, False], ids=["exception", "kill"])
-def test_a_save_that_dies_anywhere_leaves_a_checkpoint(tmp_path, monkeypatch, cleans_up, caplog):
-    seen = set()
+def deaths(folder: Path, monkeypatch, act: Callable[[Path], object], *, cleans_up: bool) -> Iterator[tuple[Path, bool]]:
+    """Folders with a checkpoint of step 2 in which `act` died, each at a later write; and one in which it did not."""
     for kill_at in range(1, 40):
-        folder = tmp_path / str(kill_at)
-        save(folder, 2)
+        place = folder / str(kill_at)
+        save(place, 2)
         with monkeypatch.context() as patch:
             each_write(patch, kill_at, cleans_up=cleans_up)
             try:
-                save(folder, 4)
-                done = True
+                act(place)
+                died = False
             except Killed:
-                done = False
+                died = True
+        yield place, died
+        if not died:
+            assert kill_at > 8, "the fault was not put at every write"
+            return
+    pytest.fail("it never lived")
+
+
+BOTH = pytest.mark.parametrize("cleans_up", [True, False], ids=["exception", "kill"])
+
+
+@BOTH
+def test_a_save_that_dies_anywhere_leaves_a_checkpoint(tmp_path, monkeypatch, cleans_up, caplog):
+    seen = set()
+    for folder, _ in deaths(tmp_path, monkeypatch, lambda place: save(place, 4), cleans_up=cleans_up):
         caplog.clear()
         found = load_checkpoint(folder)
-        assert found is not None and found.step in (2, 4), f"killed at write {kill_at}"
+        assert found is not None and found.step in (2, 4), f"killed at write {folder.name}"
         assert float(found.tensors["weights"][0, 0]) == found.step
         seen.add(found.step)
         left = [path.name for path in folder.iterdir() if path.name.startswith(".")]
         assert all(any(name in line.getMessage() for line in caplog.records) for name in left)
         save(folder, 6)  # and the next save goes through and tidies up
         assert steps(folder) == ["step-6"]
-        if done:
-            break
-    assert done and kill_at > 8, "the fault was not put at every write"
     assert seen == {2, 4}
+
+
+@BOTH
+def test_another_state_of_a_step_that_dies_anywhere_leaves_either(tmp_path, monkeypatch, cleans_up):
+    def act(place):
+        save_checkpoint(place, 2, {"weights": torch.zeros(1)}, {})
+
+    seen = set()
+    for folder, died in deaths(tmp_path, monkeypatch, act, cleans_up=cleans_up):
+        found = load_checkpoint(folder)
+        assert found is not None and found.step == 2
+        seen.add(len(found.tensors["weights"]))
+        assert died or seen == {1, 3}
+        assert [name for name in steps(folder) if not name.startswith(".step-")] == ["step-2"]
+    assert seen == {1, 3}
 
 
 def test_a_kill_during_removal_leaves_the_new_one(tmp_path, monkeypatch):
@@ -126,28 +152,6 @@ def test_a_second_save_of_a_step_never_leaves_a_moment_without(tmp_path, monkeyp
     monkeypatch.setattr(checkpoint.shutil, "rmtree", watched)
     assert save(tmp_path, 2) == tmp_path / "step-2"
     assert load_checkpoint(tmp_path).step == 2 and steps(tmp_path) == ["step-2"]
-
-
-@pytest.mark.parametrize("cleans_up", [True, False], ids=["exception", "kill"])
-def test_another_state_of_a_step_that_dies_anywhere_leaves_either(tmp_path, monkeypatch, cleans_up):
-    seen = set()
-    for kill_at in range(1, 40):
-        folder = tmp_path / str(kill_at)
-        save(folder, 2)
-        with monkeypatch.context() as patch:
-            each_write(patch, kill_at, cleans_up=cleans_up)
-            try:
-                save_checkpoint(folder, 2, {"weights": torch.zeros(1)}, {})
-                died = False
-            except Killed:
-                died = True
-        found = load_checkpoint(folder)
-        assert found is not None and found.step == 2
-        seen.add(len(found.tensors["weights"]))
-        assert [name for name in steps(folder) if not name.startswith(".step-")] == ["step-2"]
-        if not died:
-            break
-    assert seen == {1, 3} and not died
 
 
 @pytest.mark.parametrize(

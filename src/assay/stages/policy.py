@@ -66,16 +66,16 @@ def run(config: PolicyConfig) -> None:
     config = with_critic(config, named_reward(config, place))
     algorithm = config.algorithm
     check(config)
-    streams = read_streams(config)
+    streams, weights = read_streams(config), ""
     if algorithm.data == "rollouts":
         check_prompts(config, streams["main"].records)
-        check_gate(config, place)
+        weights = check_gate(config, place)
     data = {name: hash_of(stream.records) for name, stream in streams.items()}
     source = resolve_model(config.model)
     encoder = Encoder(load_tokenizer(source))
     environment = environment_at(config.environment) if config.environment else None
     watched = open_watch(config)
-    rewards = open_rewards(config, place, streams["main"].records) if algorithm.data == "rollouts" else None
+    rewards = open_rewards(config, place, weights, streams["main"].records) if algorithm.data == "rollouts" else None
     dense = open_dense(config, rewards, encoder) if rewards else None
     torch.manual_seed(config.seed)
     critic = open_critic(config, named_reward(config, place), encoder)
@@ -157,8 +157,8 @@ def run(config: PolicyConfig) -> None:
     say(f"policy: {place.policy}")
 
 
-def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Prompt]) -> Rewards:
-    """The reward model and the programmatic rewards beside it, whose columns `prompts` have."""
+def open_rewards(config: PolicyConfig, place: RunDirectory, weights: str, prompts: Sequence[Prompt]) -> Rewards:
+    """The reward model, of the `weights` that passed the gate, and what pays beside it from the prompts' columns."""
     named, model = named_reward(config, place), None
     rules = load_rules(config.rules, config.faults.timeout)
     for _, rule in rules.parts if rules else ():
@@ -167,7 +167,7 @@ def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Pr
         check_judge(config.judge)
     identity: dict[str, Any] = {"rules": [hash_of_code(rule) for rule in config.rules]}
     if named:
-        identity["model"] = hash_of_rewards(named, config)
+        identity["model"] = weights
         model = load_rewards(named, config)
         if isinstance(model, Instructed):
             identity["principles"] = plain(model.sampler)
@@ -182,27 +182,31 @@ def open_rewards(config: PolicyConfig, place: RunDirectory, prompts: Sequence[Pr
     if config.judge:
         told = {"dtype": config.dtype, "token_budget": config.token_budget}
         judge = open_judge(config.judge, criterion=config.criterion or CRITERION, **told)
-        weights = hash_of_model(config.judge) if isinstance(judge.model, LanguageModel) else config.judge
-        identity["judge"] = [weights, judge.criterion]
+        known = hash_of_model(config.judge) if isinstance(judge.model, LanguageModel) else config.judge
+        identity["judge"] = [known, judge.criterion]
     return Rewards(model, config.reward_weight, rules, identity, config.faults, judge)
 
 
-def check_gate(config: PolicyConfig, place: RunDirectory) -> None:
-    """Refuse a reward model that was not audited in this run with the weights it has now, or that failed."""
+def check_gate(config: PolicyConfig, place: RunDirectory) -> str:
+    """Refuse a reward model that was not audited in this run with the weights it has now, or that failed.
+
+    Returns what tells those weights from others, '' where rewards need no model.
+    """
     reward = named_reward(config, place)
     if not reward:
         check_without_model(config)
-        return
+        return ""
+    weights = hash_of_rewards(reward, config)
     if config.ignore_gate:
         say(f"the gate is ignored: {reward} is optimised against, audited or not")
-        return
+        return weights
     if not place.audit.exists():
         raise InputError(
             f"{reward} was not audited in {place.path}: run `assay audit --run {place.path}` first, or go on without "
             f"with --ignore_gate true"
         )
     audited = read_json(place.provenance).get("audit", {}) if place.provenance.exists() else {}
-    if audited.get("weights") != hash_of_rewards(reward, config):
+    if audited.get("weights") != weights:
         raise InputError(
             f"{place.audit} speaks of another reward than {reward} as it is now, or read by another rule: run `assay "
             f"audit --run {place.path} --reward {reward}` again with the same --reward_rule, --reward_weights and "
@@ -214,6 +218,7 @@ def check_gate(config: PolicyConfig, place: RunDirectory) -> None:
             f"the gate refuses {reward}: {'; '.join(verdict.reasons)}. Mend the reward, or go on with "
             f"--ignore_gate true"
         )
+    return weights
 
 
 def check_family(model: Model, config: PolicyConfig) -> None:

@@ -1,7 +1,7 @@
 """Exploratory preference optimisation: Online DPO against the reference's answers, with a bonus for leaving them.
 
 Xie et al. 2024, arXiv:2405.21046, algorithm 1. Trained on all comparisons so far, labels drawn by Bradley-Terry, the
-policy pushed no further than V_max / beta from the reference where `v_max` is set; public versions train on the newest
+policy held within V_max / beta of the reference where `v_max` is set; public versions train on the newest
 batch and label by the higher reward (`replay` "latest", `label` "argmax").
 """
 

@@ -14,10 +14,10 @@ NOTICE = b"\nthis step is finished and saved first; once more stops at once\n"
 
 
 class Interrupts:
-    """Within it the first of the two signals only sets `asked`, but for stretches that it may break off.
+    """Within it the first of the two signals sets `asked`, and only what is done `at_once` is broken off.
 
-    The second does what it did before. Programs that a reward starts share the terminal, and Ctrl-C ends them: what
-    asks rewards is to be broken off or asked again, never believed.
+    A second signal does what it did before. Programs that a reward starts share the terminal, and Ctrl-C ends them:
+    what was asked of rewards meanwhile is broken off, or `undisturbed`, never believed.
     """
 
     def __init__(self, saving: bool) -> None:

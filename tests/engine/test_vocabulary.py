@@ -8,7 +8,8 @@ import torch
 from assay.engine import vocabulary
 from assay.engine.vocabulary import over_vocabulary, token_logprobs
 
-SETTINGS = list(itertools.product((1.0, 0.7), (None, 3.0), (1.0, 0.5), (False, True), (False, True)))
+CHUNK = 4 * 37 * 16  # bytes of 16 tokens' logits
+SETTINGS = list(itertools.product((1.0, 0.7), (None, 3.0), (1.0, 0.5), (False, True), (False, True), (0, 2 * CHUNK)))
 
 
 def whole(hidden, weight, bias, targets, temperature, cap, scale):
@@ -19,9 +20,11 @@ def whole(hidden, weight, bias, targets, temperature, cap, scale):
     return scores.gather(1, targets[:, None]).squeeze(1), -(scores.exp() * scores).sum(-1)
 
 
-@pytest.mark.parametrize(("temperature", "cap", "scale", "entropy", "with_bias"), SETTINGS)
-def test_equals_autograd(temperature, cap, scale, entropy, with_bias, monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 37 * 16)  # 16 tokens a chunk
+@pytest.mark.parametrize(("temperature", "cap", "scale", "entropy", "with_bias", "kept"), SETTINGS)
+def test_equals_autograd(temperature, cap, scale, entropy, with_bias, kept, monkeypatch):
+    """Of four chunks none is kept for backward, or two are."""
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(vocabulary, "KEPT_BYTES", kept)
     torch.manual_seed(0)
     inputs = [torch.randn(50, 8), torch.randn(37, 8)] + ([torch.randn(37)] if with_bias else [])
     targets = torch.randint(0, 37, (50,))
@@ -44,6 +47,35 @@ def test_equals_autograd(temperature, cap, scale, entropy, with_bias, monkeypatc
         results.append([values.detach(), *(leaf.grad for leaf in leaves)])
     for found, expected in zip(*results):
         assert float((found - expected).abs().max() / expected.abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("entropy", [False, True])
+def test_what_was_kept_is_there_for_a_second_backward(entropy):
+    torch.manual_seed(0)
+    inputs = torch.randn(9, 8, requires_grad=True), torch.randn(37, 8, requires_grad=True)
+    targets = torch.randint(0, 37, (9,))
+    logprobs, _ = token_logprobs(*inputs, None, targets, temperature=1.0, cap=None, scale=1.0, entropy=entropy)
+    first = torch.autograd.grad(logprobs.sum(), inputs, retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(logprobs.sum(), inputs)):
+        assert torch.equal(one, other)
+
+
+def test_only_a_gradient_needs_what_is_kept(monkeypatch):
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", CHUNK)
+    monkeypatch.setattr(vocabulary, "KEPT_BYTES", 2 * CHUNK)
+    targets, sizes = torch.zeros(50, dtype=torch.int64), []
+
+    def seen(tensor):
+        sizes.append(tuple(tensor.shape))
+        return tensor
+
+    for gradient in (True, False):
+        hidden = torch.randn(50, 8, requires_grad=True)
+        with torch.set_grad_enabled(gradient), torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
+            token_logprobs(
+                hidden, torch.randn(37, 8), None, targets, temperature=1.0, cap=None, scale=1.0, entropy=False
+            )
+        assert sizes.count((16, 37)) == 2  # of the first round alone
 
 
 def test_of_no_token_the_shape_is_the_functions_own():
@@ -85,7 +117,7 @@ def test_entropy_that_is_only_looked_at_changes_no_gradient():
 
 
 def test_a_function_over_the_vocabulary_in_chunks(monkeypatch):
-    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", 4 * 37 * 16)
+    monkeypatch.setattr(vocabulary, "CHUNK_BYTES", CHUNK)
     torch.manual_seed(0)
     hidden, weight = torch.randn(50, 8, requires_grad=True), torch.randn(37, 8, requires_grad=True)
     extra = torch.randn(50)

@@ -14,6 +14,7 @@ from assay.batch import VocabularyFn
 from assay.shapes import FlatFloat, FlatInt, Hidden
 
 CHUNK_BYTES = 2**27  # of one chunk's fp32 logits
+KEPT_BYTES = 2**29  # of a batch's logits that are kept for backward; the others are computed again
 
 
 def chunk_size(vocabulary: int) -> int:
@@ -36,7 +37,9 @@ def token_logprobs(
 
     logits = cap(scale * (hidden @ weight.T + bias)) / temperature, weight [V, D]; cap(x) = c tanh(x / c), or x.
     """
-    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, bias, targets, temperature, cap, scale, entropy)  # pyright: ignore[reportGeneralTypeIssues]
+    room = KEPT_BYTES if torch.is_grad_enabled() and cap is None else 0
+    settings = (temperature, cap, scale, entropy, room)
+    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, bias, targets, *settings)  # pyright: ignore[reportGeneralTypeIssues]
     return logprobs, entropies if entropy else None
 
 
@@ -51,7 +54,10 @@ def scaled_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, cap: floa
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Keeps no logits: backward makes each chunk's again, which costs one more matrix product."""
+    """Keeps softmax(logits) - onehot(targets) of the first chunks, as far as there is room.
+
+    Backward makes the logits of the others again, which costs one more matrix product and several passes over them.
+    """
 
     @staticmethod
     def forward(
@@ -64,7 +70,9 @@ class _TokenLogprobs(torch.autograd.Function):
         cap: float | None,
         scale: float,
         entropy: bool,
+        room: int,
     ) -> tuple[Tensor, Tensor]:
+        kept: list[Tensor] = []
         logprobs = hidden.new_empty(len(hidden), dtype=torch.float32)
         normalisers = torch.empty_like(logprobs)
         entropies = torch.zeros_like(logprobs)
@@ -78,51 +86,65 @@ class _TokenLogprobs(torch.autograd.Function):
             chosen = targets[part, None]
             logprobs[part] = scores.gather(1, chosen).squeeze(1)
             normalisers[part] = logits.gather(1, chosen).squeeze(1) - logprobs[part]
+            room -= len(chosen) * len(weight) * hidden.element_size()
+            if entropy or room >= 0:
+                torch.exp(scores, out=logits)
             if entropy:
-                entropies[part] = -torch.linalg.vecdot(torch.exp(scores, out=logits), scores)
-        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+                entropies[part] = -torch.linalg.vecdot(logits, scores)
+            if room >= 0:
+                logits.scatter_add_(1, chosen, logits.new_full((len(chosen), 1), -1.0))
+                kept.append(logits.to(hidden.dtype))
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies, *kept)
         ctx.settings = (temperature, cap, scale)
         ctx.set_materialize_grads(False)  # entropy is often only looked at: then its gradient is None
         return logprobs, entropies
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        hidden, weight, bias, targets, normalisers, entropies, *kept = ctx.saved_tensors
         temperature, cap, scale = ctx.settings
-        zeros = torch.zeros_like(normalisers)
-        grad_logprobs = zeros if grads[0] is None else grads[0]
-        grad_entropies: Tensor | None = grads[1]
+        gains = torch.zeros_like(normalisers) if grads[0] is None else grads[0]
+        entropy_gains: Tensor | None = grads[1]
+        if entropy_gains is not None:
+            kept = []  # its gradient is of the logits too
         d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        d_weight = d_weight.to(weight.device) if d_weight is not None else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and ctx.needs_input_grad[2] else None
-        size = chunk_size(weight.shape[0])
-        for first in range(0, len(hidden), size):
+        size, slope = chunk_size(weight.shape[0]), scale / temperature
+        for index, first in enumerate(range(0, len(hidden), size)):
             part = slice(first, first + size)
-            logits = scaled_logits(hidden[part], weight, bias, cap, scale)
-            slope = scale / temperature if cap is None else (scale / temperature) * (1 - (logits / cap) ** 2)
-            if temperature != 1:
-                logits.div_(temperature)
-            scores = logits.sub_(normalisers[part, None])  # log-probabilities of the whole vocabulary
-            gain = grad_logprobs[part, None]
-            if grad_entropies is None:
-                d_logits = scores.exp_().mul_(-gain)
-            else:  # dH/dz = -p (log p + H)
-                d_logits = scores.exp()
-                scores.add_(entropies[part, None]).mul_(grad_entropies[part, None]).add_(gain)
-                d_logits.mul_(scores).neg_()
-            d_logits.scatter_add_(1, targets[part, None], gain)
-            if cap is not None or slope != 1:
-                d_logits.mul_(slope)
-            d_logits = d_logits.to(hidden.dtype)
+            if index < len(kept):
+                d_logits, pull = kept[index], -slope * gains[part, None]
+            else:
+                logits = scaled_logits(hidden[part], weight, bias, cap, scale)
+                bend = None if cap is None else 1 - (logits / cap) ** 2
+                if temperature != 1:
+                    logits.div_(temperature)
+                entropy = None if entropy_gains is None else (entropies[part, None], entropy_gains[part, None])
+                scores = logits.sub_(normalisers[part, None])
+                d_logits = _gradient(scores, targets[part, None], gains[part, None], entropy)
+                d_logits, pull = (d_logits if bend is None else d_logits.mul_(bend)).to(hidden.dtype), slope
             if d_hidden is not None:
-                d_hidden[part] = d_logits @ weight
+                d_hidden[part] = pull * (d_logits @ weight)
             if d_weight is not None:
-                d_weight += d_logits.T @ hidden[part]
+                d_weight += d_logits.T @ (pull * hidden[part]).to(hidden.dtype)
             if d_bias is not None:
-                d_bias += d_logits.float().sum(0)
+                d_bias += (pull * d_logits).sum(0, dtype=torch.float32)
         d_weight = d_weight.to(weight.dtype) if d_weight is not None else None
-        return d_hidden, d_weight, d_bias, None, None, None, None, None
+        return d_hidden, d_weight, d_bias, *(None,) * 6
+
+
+def _gradient(scores: Tensor, targets: Tensor, gains: Tensor, entropy: tuple[Tensor, Tensor] | None) -> Tensor:
+    """[C, V] of `gains` * scores[targets], and of the entropy, if its values and gains are given, in scores' place.
+
+    `scores` are log-probabilities of the whole vocabulary, the others [C, 1].
+    """
+    if entropy is None:
+        found = scores.exp_().mul_(-gains)
+    else:  # dH/dz = -p (log p + H)
+        found = scores.exp()
+        found.mul_(scores.add_(entropy[0]).mul_(entropy[1]).add_(gains)).neg_()
+    return found.scatter_add_(1, targets, gains)
 
 
 class _OverVocabulary(torch.autograd.Function):

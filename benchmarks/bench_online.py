@@ -39,9 +39,9 @@ USUAL: dict[str, dict[str, Any]] = {  # where a screen begins
     "sampling": {"batch": 8, "attention": "sdpa", "malloc": "keep", "cache": "dynamic"},
 }
 OTHERS: dict[str, dict[str, Any]] = {  # tried last, beside the fastest
-    "grpo": {"malloc": "default"},
-    "ppo": {"forward_batch": 8, "malloc": "default"},
-    "sampling": {"cache": "static", "malloc": "default"},
+    "grpo": {},
+    "ppo": {"forward_batch": 8},
+    "sampling": {"cache": "static"},
 }
 SCREENED_AS = {"single": "short"}  # as many answers of the same length
 ROWS = {"autocast": "TRL, fp32 weights", "bf16": "TRL, bf16 weights", "fp32": "TRL, fp32"}
@@ -139,18 +139,24 @@ def kinds_of(task: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def fastest(task: str, workload: str, kind: dict[str, Any], args: argparse.Namespace) -> dict[str, Any] | None:
-    """The peer's settings of the highest speed that were screened in quiet; None without a screen."""
+    """The peer's settings of the highest speed that were screened in quiet; None without a screen.
+
+    Without one of its own, a head on answers has those of TRL as installed.
+    """
     found = {}
     for line in read_results(args.screened):
         settings = {name: line["cell"].get(name) for name in USUAL[task]}
         if line["cell"] == cell_of(task, workload, {**kind, **settings}, args) and quiet(line, args.max_other_cores):
             found[line["answer"]["tokens_per_second"]] = settings
+    if not found and kind.get("positions") == "answers":
+        return fastest(task, workload, {**kind, "positions": "all"}, args)
     return found[max(found)] if found else None
 
 
 def cell_of(task: str, workload: str, settings: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
     """What is screened, by everything that its speed hangs on."""
     sizes = {"steps": SCREEN_STEPS, "tokens": args.tokens, "kl_coef": args.kl_coef, "data": args.data.name}
+    sizes |= {"prompts": "drawn"}  # once they were the file's first, which are shorter than most
     return {"task": task, "workload": workload, **settings, **sizes}
 
 

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import json
 import math
+import random
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -69,12 +70,12 @@ def messages(prompt: list[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def read_prompts(args: argparse.Namespace) -> list[list[dict[str, str]]]:
-    """The file's first distinct prompts, as many as the run needs."""
+    """As many distinct prompts of the file as the run needs, drawn at random; a longer run begins with the same."""
     wanted = args.prompts * args.steps
     found = {json.dumps(messages(row["prompt"])): messages(row["prompt"]) for row in read_rows(args.data)}
     if len(found) < wanted:
         fail(f"{args.data} has {len(found)} prompts, {wanted} are needed; lower --steps or --prompts")
-    return list(found.values())[:wanted]
+    return random.Random(args.seed).sample(list(found.values()), len(found))[:wanted]
 
 
 def read_rollouts(args: argparse.Namespace) -> list[Row]:

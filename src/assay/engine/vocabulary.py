@@ -1,4 +1,4 @@
-"""Vocabulary logits only where a loss reads them, in chunks, never all at once.
+"""Vocabulary logits only where a loss reads them, a chunk at a time.
 
 `token_logprobs` is the fast path: log-probability and entropy with a hand-written backward. `over_vocabulary` runs
 any other function of the logits chunk by chunk, forward and backward.
@@ -14,7 +14,7 @@ from assay.batch import VocabularyFn
 from assay.shapes import FlatFloat, FlatInt, Hidden
 
 CHUNK_BYTES = 2**27  # of one chunk's fp32 logits
-KEPT_BYTES = 2**29  # of a batch's logits that are kept for backward; the others are computed again
+KEPT_BYTES = 2**29  # of what backward needs of a micro-batch's chunks; the others' logits are computed again
 
 
 def chunk_size(vocabulary: int) -> int:

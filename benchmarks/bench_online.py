@@ -265,10 +265,11 @@ def compare_losses(task: str, args: argparse.Namespace, model: str) -> None:
     args.steps = 1 if task == "ppo" else 2
     words = common("small", args, model)
     more = ["--epochs=2"] if task == "ppo" else ["--kl-coef=0.04"]
+    norms = ["--norms"] if task == "ppo" else []  # TRL's GRPO keeps them by itself
     words += [*training(task, "small", args, model, words, "float32"), *more, "--lr=1e-5"]
     sides = {
         "assay": [sys.executable, HERE / "own_online.py", "--task", task, "--dtype=float32", *words],
-        "TRL": [*peer(task, args, {"batch": 1, "weights": "fp32"}), *words],
+        "TRL": [*peer(task, args, {"batch": 1, "weights": "fp32"}), *norms, *words],
     }
     for row, command in sides.items():
         record = last_line(command)

@@ -64,7 +64,7 @@ def unused_token(rows: list[Row], tokenizer: Any) -> str:
 
 
 def watch_norms(trainer: Any) -> list[dict[str, float]]:
-    """The gradient norm of policy and critic at each optimiser step. It takes time: for comparisons only."""
+    """The gradient norm of policy and critic at each optimiser step."""
     import torch
 
     norms: list[dict[str, float]] = []
@@ -137,7 +137,7 @@ def train_policy(args: argparse.Namespace) -> dict[str, Any]:
     # the same batches in the same order as the other side; TRL would shuffle
     trainer.dataloader = [{"input_ids": queries_of(step, args.answers, tokenizer.pad_token_id)} for step in steps]
     trainer.accelerator.gradient_accumulation_steps //= args.minibatches
-    norms = watch_norms(trainer) if args.weights == "fp32" else []
+    norms = watch_norms(trainer) if args.norms else []
     measured = run(trainer, clock, args)
     # the averages are over places of which with minibatches only so many are filled
     policy, value = (logged(trainer, f"loss/{name}_avg", args) for name in ("policy", "value"))
@@ -153,6 +153,7 @@ if __name__ == "__main__":
     add_epochs(options)
     add_peer(options, batch=1)
     options.add_argument("--forward-batch", type=int, default=0, help="answers at once without gradient; 0: --batch")
+    options.add_argument("--norms", action="store_true", help="keep the gradients' norms, which takes time")
     arguments = options.parse_args()
     check(arguments)
     begin(arguments)

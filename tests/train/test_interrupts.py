@@ -14,10 +14,14 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 
 @pytest.fixture(autouse=True)
 def as_the_command_line_has_it():
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Also where the tests were started in the background of a script, where shells have SIGINT ignored."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
     yield
-    assert signal.getsignal(signal.SIGTERM) is signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    signal.signal(signal.SIGTERM, before)
+    after = [signal.getsignal(number) for number in numbers]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert after == [signal.default_int_handler] * 2
 
 
 def signalled(run, place: str, step: int, *numbers: int) -> list[int]:
